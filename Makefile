@@ -32,7 +32,7 @@ help:
 	@echo "make chaos   10,000 scripts of faults on a whole server with fakes, then real campaigns; ARGS=\"--seed N\" plays one"
 	@echo "make simulate-nodes   10,000 seeds of faults on three simulated nodes with one placed plugin; ARGS=N runs N"
 	@echo "make chaos-campaigns   the second part of make chaos alone: every fault over each example plugin, three seeds each"
-	@echo "make hostile   thirty attacks on servers beside good clients, and a table; ARGS=--short is the version of CI"
+	@echo "make hostile   31 attacks on servers beside good clients, and a table; ARGS=--short is the version of CI"
 	@echo "make clean   remove what the others made"
 
 serve: $(VENV)/.installed

@@ -1,6 +1,7 @@
 """Measure channels under load, beside other servers.
 
     python benchmarks/channels.py [--quick] [--rounds N] [--only WORD ...] [--servers NAME ...]
+    python benchmarks/channels.py --only WORD --pieces FILE    # a part; its samples are added to FILE
 
 The others are a C loop of ``send`` (one for each message, and one that gathers the messages of 4 ms into one
 write as this server does at high rates), Hypercorn with the same application, and the published tangram-core.

@@ -19,6 +19,7 @@ from benchmarks.figures.judging import Watched
 from benchmarks.lib.loads import EACH, Clients, count_disordered
 from benchmarks.lib.peers import Mosquitto, Nats, Nchan
 from benchmarks.lib.processes import Process, cpu_seconds, running
+from benchmarks.lib.program import add_piece
 from benchmarks.lib.report import FIGURES, Promise, Results, Target, conclude
 from benchmarks.singles import aircraft
 
@@ -57,6 +58,22 @@ def test_losses_are_summed_and_costs_are_medians() -> None:
         results.add("load", "tangram", {"lost": lost, "cpu_us": cpu})
 
     assert results.median("load", "tangram") == {"lost": 5, "cpu_us": 2.0}
+
+
+def test_pieces_of_a_benchmark_are_one_result(tmp_path: Path) -> None:
+    """Samples of all runs are kept in order, and a busy machine is told whichever run had it."""
+    piece = Results()
+    piece.add("load", "tangram", {"cpu_us": 1.0})
+    add_piece(tmp_path / "pieces", piece, "Other programs used 60 %.")
+    piece = Results()
+    piece.add("load", "tangram", {"cpu_us": 2.0})
+    piece.add("load", "C loop", {"cpu_us": 4.0})
+    every, where = add_piece(tmp_path / "pieces", piece, "Nothing else was running.")
+
+    assert every.samples == {
+        "load": {"tangram": [{"cpu_us": 1.0}, {"cpu_us": 2.0}], "C loop": [{"cpu_us": 4.0}]}
+    }
+    assert where == "Other programs used 60 %."
 
 
 def received(*numbers: int) -> bytes:

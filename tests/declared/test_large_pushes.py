@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ async def test_a_long_payload_is_read_in_a_thread(size: int) -> None:
         found = await detail(channel, "numbers", [[]] * size)
     assert len(Noting.threads) == 1
     assert (Noting.threads[0] is threading.current_thread()) is (size < SLOW_AT_ONCE)
+    assert (Noting.thresholds[-1] == gc.get_threshold()[2]) is (size < SLOW_AT_ONCE)
     assert len(found) == MAX_FAULTS + 1
 
 

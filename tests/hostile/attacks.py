@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import cycle
 from typing import Any, Final
 
 import attrs
@@ -399,6 +400,23 @@ async def nested_bodies(hostile: Hostile) -> None:
     await hostile.repeat(4, once)
 
 
+async def dense_bodies(hostile: Hostile) -> None:
+    """Four clients send bodies of 2 MiB of arrays to a plugin's route, as many as are read, or more."""
+    filled, empty = b"[12345],", b"[],"
+    bodies = cycle([b"[%b[]]" % (one * (2 * MIB // len(one) - 2)) for one in (filled, empty)])
+
+    async def once() -> None:
+        async with await hostile.connect() as stream:
+            body = next(bodies)
+            head = hostile.request(
+                "POST", "/probe/values", "Content-Type: application/json", f"Content-Length: {len(body)}"
+            )
+            await hostile.send(stream, head + body)
+            await stream.receive_some(CHUNK)
+
+    await hostile.repeat(4, once)
+
+
 async def idle_connections(hostile: Hostile) -> None:
     """1,200 connections send nothing."""
 
@@ -627,6 +645,7 @@ ATTACKS: Final[dict[str, Callable[[Hostile], Awaitable[None]]]] = {
         slow_heads,
         unfinished_bodies,
         nested_bodies,
+        dense_bodies,
         idle_connections,
         pipelined,
         garbage_heads,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import attrs
 import trio
@@ -91,6 +91,12 @@ timer = PassTimer()
 async def take_longest() -> dict[str, Any]:
     """Return the measurements of the loop since the last request."""
     return timer.take()
+
+
+@router.post("/values")
+async def count_values(body: Annotated[list[list[int]], tangram.Body()]) -> int:
+    """Return the number of arrays in a body."""
+    return len(body)
 
 
 @plugin.register_service()

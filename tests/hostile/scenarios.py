@@ -72,6 +72,9 @@ SCENARIOS: Final = (
     Scenario("slow_heads", "HTTP/1.1", 300 * 32768, "300 x max_header_bytes", short=True),
     _pending("unfinished_bodies", "HTTP/1.1", short=True),
     _pending("nested_bodies", "HTTP/1.1"),
+    Scenario(
+        "dense_bodies", "HTTP/1.1", 4 * 42 * MIB, "4 x max_body and 262,144 arrays of 160 bytes", log=False
+    ),
     Scenario("idle_connections", "HTTP/1.1", 1200 * 32768, "1200 x max_header_bytes"),
     _per_client("pipelined", "HTTP/1.1", 20),
     Scenario("garbage_heads", "HTTP/1.1", 20 * 65536, "20 x 64 KiB"),

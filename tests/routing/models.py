@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 import threading
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
@@ -55,13 +56,15 @@ class Square:
 
 def note_thread(_instance: Any, _attribute: Any, _value: Any) -> None:
     Noting.threads.append(threading.current_thread())
+    Noting.thresholds.append(gc.get_threshold()[2])
 
 
 @attrs.frozen
 class Noting:
-    """A class that notes in which threads its values were made."""
+    """A class that notes in which threads its values were made, and when full collections were due."""
 
     threads: ClassVar[list[threading.Thread]] = []
+    thresholds: ClassVar[list[int]] = []
     text: str = attrs.field(validator=note_thread)
 
 

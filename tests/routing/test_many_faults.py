@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -10,11 +11,13 @@ import attrs
 import msgspec
 import pytest
 
+from tangram.defaults import MAX_BODY
 from tangram.routing import APIRouter, Body
-from tangram.routing.calls import READ_AT_ONCE
 from tangram.routing.constraints import MAX_FAULTS
 from tangram.routing.convert import problems_of, structurer
 from tangram.routing.exceptions import Problem
+from tangram.routing.json_slices import CONTAINER_BYTES, MAX_CONTAINERS, SLICE
+from tangram.routing.request import READ_AT_ONCE
 from tests.routing.calling import call, table_of
 from tests.routing.models import Noting
 
@@ -114,6 +117,7 @@ async def test_large_bodies_are_converted_in_a_thread(size: int) -> None:
     assert (answer.status, answer.json()) == (200, size)
     assert len(Noting.threads) == 1
     assert (Noting.threads[0] is threading.current_thread()) is (size < READ_AT_ONCE)
+    assert (Noting.thresholds[-1] == gc.get_threshold()[2]) is (size < READ_AT_ONCE)
 
 
 async def test_faults_of_a_large_body_are_told() -> None:
@@ -134,5 +138,9 @@ def test_the_page_tells_the_bounds() -> None:
     """The numbers of the page are those of the code."""
     page = (Path(__file__).parents[2] / "docs" / "routing.md").read_text(encoding="utf-8")
 
-    assert f"JSON of more than {READ_AT_ONCE:,} bytes is converted in a thread" in page
+    assert f"JSON of more than {READ_AT_ONCE:,} bytes is decoded in slices of {SLICE // 1024} KiB" in page
+    assert f"may have {MAX_CONTAINERS:,} arrays and objects, or one for every {CONTAINER_BYTES} bytes" in page
+    assert MAX_BODY == MAX_CONTAINERS * CONTAINER_BYTES, (
+        "the page says that more than 2 MiB have more of them"
+    )
     assert f"about {MAX_FAULTS} faulty items" in page

@@ -34,6 +34,7 @@ from typing import Final
 import msgspec
 
 from tangram.channels.simd_json import acceptor
+from tangram.json_brackets import ARRAY, CLOSERS, ESCAPED, STRINGS, outer_brackets, unescape
 from tangram.pieces import Pieces
 
 __all__ = [
@@ -63,7 +64,6 @@ _accepts = acceptor(MAX_DEPTH)
 
 _ROUNDS: Final = 6
 """Levels that are collapsed from the innermost outwards, before brackets are counted one by one."""
-_NOT_STRUCTURE: Final = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 _SKELETON: Final = bytes(
     0x30 if chr(byte).isdigit() and byte < 128 else 0x65 if byte == 0x45 else byte for byte in range(256)
 )
@@ -80,7 +80,6 @@ _BYTES_FOR_EXPONENT: Final = 128
 
 With more of them the parser reads the whole text. The addresses of 4,000 aircraft have 300 in 640 KB.
 """
-_STRINGS: Final = re.compile(rb'"[^"]*"')
 _STEPS: Final = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in range(256))
 """Brackets as +1 and -1 (255 as a signed byte)."""
 _ZEROS: Final = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
@@ -91,12 +90,8 @@ _MANY_DIGITS: Final = b"0" * 200
 """A run of digits in each integer that may be beyond a double."""
 _NUMBER_BYTES: Final = b"0123456789+-.eE"
 _NUMBER: Final = re.compile(rb"[-0-9+.eE]*")
-_ESCAPED: Final = b"\x00\x01"
-"""Takes the place of an escaped quote or backslash. Neither byte may be in JSON text."""
 _QUOTE: Final = 0x22
 _BLANKS: Final = b" \t\r\n"
-_ARRAY: Final = 0x5B
-_CLOSER: Final = {0x5B: 0x5D, 0x7B: 0x7D}
 _MARGIN: Final = 32
 """Bytes of a string that are needed to cut it; an escaped pair of surrogates has twelve."""
 
@@ -140,14 +135,14 @@ def _passes(text: bytes) -> bool:
             text.decode()
         except UnicodeDecodeError:
             return False
-    skeleton = _unescaped(text).translate(_SKELETON, _NOT_SKELETON)
+    skeleton = unescape(text).translate(_SKELETON, _NOT_SKELETON)
     if not _nesting_fits(_brackets_of(skeleton)):
         return False
     return not _may_overflow(skeleton, len(text)) or _numbers_read(text)
 
 
 def _depth_fits(text: bytes) -> bool:
-    return text.count(b"[") + text.count(b"{") <= MAX_DEPTH or _nesting_fits(_brackets(_unescaped(text)))
+    return text.count(b"[") + text.count(b"{") <= MAX_DEPTH or _nesting_fits(outer_brackets(unescape(text)))
 
 
 def _nesting_fits(brackets: bytes) -> bool:
@@ -159,24 +154,11 @@ def _nesting_fits(brackets: bytes) -> bool:
     return _deepest(rest) + _ROUNDS <= MAX_DEPTH or _deepest(brackets) <= MAX_DEPTH
 
 
-def _unescaped(text: bytes) -> bytes:
-    """Return the text without escaped quotes and backslashes; it keeps its length."""
-    if b"\\" not in text:
-        return text
-    return text.replace(b"\\\\", _ESCAPED).replace(b'\\"', _ESCAPED)
-
-
-def _brackets(unescaped: bytes) -> bytes:
-    """Return the brackets of a text that are outside of its strings."""
-    structure = unescaped.translate(None, _NOT_STRUCTURE).replace(b'""', b"")
-    return _STRINGS.sub(b"", structure) if b'"' in structure else structure
-
-
 def _brackets_of(skeleton: bytes) -> bytes:
     """Return the brackets of a skeleton that are outside of its strings."""
     structure = skeleton.translate(None, _NO_BRACKETS_OR_QUOTES)
     if 2 * structure.count(b'""') != structure.count(b'"'):
-        structure = _STRINGS.sub(b"", structure)
+        structure = STRINGS.sub(b"", structure)
     return structure.translate(None, b'"')
 
 
@@ -223,7 +205,7 @@ def _numbers_fit(text: bytes) -> bool:
     while at >= 0:
         begin, end = _begin_of_number(text, at), _NUMBER.match(text, at).end()  # type: ignore[union-attr]
         if not begin or text[begin - 1] != _QUOTE:
-            unescaped = unescaped or _unescaped(text)
+            unescaped = unescaped or unescape(text)
             quotes += unescaped.count(b'"', counted, begin)
             counted = begin
             if quotes % 2 == 0 and isinf(float(text[begin:end])):
@@ -284,12 +266,12 @@ class _Slices:
             self.done = True
             return is_value(before + text[begin:])
         window = text[begin : begin + size]
-        unescaped = _unescaped(window)
+        unescaped = unescape(window)
         was_inside = bool(self._string)
         end = self._cut(unescaped)
         self._at += end
         inside = b'"' if was_inside else b"", b'"' if self._string else b""
-        brackets = _brackets(inside[0] + unescaped[:end] + inside[1])
+        brackets = outer_brackets(inside[0] + unescaped[:end] + inside[1])
         if not end or not _follow(self._stack, brackets) or not (self._stack or self._string):
             return False
         return is_value(before + window[:end] + self._suffix())
@@ -303,8 +285,8 @@ class _Slices:
             return b""
         if not self._stack:
             return b'"'
-        opened = b"".join([b"[" if bracket == _ARRAY else b'{"":' for bracket in self._stack[:-1]])
-        in_array = self._stack[-1] == _ARRAY
+        opened = b"".join([b"[" if bracket == ARRAY else b'{"":' for bracket in self._stack[:-1]])
+        in_array = self._stack[-1] == ARRAY
         if self._string == "key":
             return opened + b'{"'
         if self._string:
@@ -319,8 +301,8 @@ class _Slices:
         if self._string:
             rest = b'":0' if self._string == "key" else b'"'
         else:
-            rest = b",0" if self._stack[-1] == _ARRAY else b',"":0'
-        return rest + bytes([_CLOSER[bracket] for bracket in reversed(self._stack)])
+            rest = b",0" if self._stack[-1] == ARRAY else b',"":0'
+        return rest + bytes([CLOSERS[bracket] for bracket in reversed(self._stack)])
 
     def _cut(self, unescaped: bytes) -> int:
         """Find the end of the slice, and the role of the string there.
@@ -347,14 +329,14 @@ class _Slices:
     def _role(self, before: bytes) -> str:
         """Return the role of a string, from the text of the slice before it."""
         stack = self._stack.copy()
-        _follow(stack, _brackets((b'"' if self._string else b"") + before))
+        _follow(stack, outer_brackets((b'"' if self._string else b"") + before))
         in_object = stack[-1:] == b"{"
         return "key" if in_object and before.rstrip(_BLANKS)[-1:] in (b"{", b",") else "value"
 
 
 def _end_in_string(unescaped: bytes, end: int) -> int:
     """Return a place before ``end`` that is neither in an escape nor in a character."""
-    if unescaped[end] == _ESCAPED[1]:
+    if unescaped[end] == ESCAPED[1]:
         end -= 1
     escape = unescaped.rfind(b"\\", end - 5, end)
     if escape >= 0:
@@ -369,8 +351,8 @@ def _end_in_string(unescaped: bytes, end: int) -> int:
 def _follow(stack: bytearray, brackets: bytes) -> bool:
     """Apply brackets to the stack of open ones; return False if they are wrong or too deep."""
     for bracket in brackets:
-        if bracket in _CLOSER:
+        if bracket in CLOSERS:
             stack.append(bracket)
-        elif not stack or _CLOSER[stack.pop()] != bracket:
+        elif not stack or CLOSERS[stack.pop()] != bracket:
             return False
     return len(stack) <= MAX_DEPTH

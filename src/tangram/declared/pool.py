@@ -39,6 +39,7 @@ from tangram.declared.sender import Sender
 from tangram.errors import BrokerUnavailable
 from tangram.groups import unwrap_single
 from tangram.log_limit import LogLimit
+from tangram.routing.collector_hold import hold
 from tangram.routing.exceptions import InvalidRequest
 from tangram.routing.shortage import refusal_of
 
@@ -219,6 +220,13 @@ class PushPool:
                     )
                 self._refuse(lane, push, HANDLER_TIMEOUT, "timeout")
 
+    async def _read_in_thread(self, handler: Handler, payload: bytes) -> Any:
+        """Return the value of a large payload; a thread takes turns with the loop."""
+        with hold:
+            return await trio.to_thread.run_sync(
+                handler.reader.read, payload, abandon_on_cancel=True, limiter=self._readers
+            )
+
     async def _handle(self, lane: Lane, push: WaitingPush) -> None:
         """Read the payload, call the handler, and reply."""
         handler, message = push.handler, push.message
@@ -228,10 +236,7 @@ class PushPool:
             else:
                 value = handler.reader.read_at_once(message.payload)
                 if value is TOO_LONG:
-                    # A thread takes turns with the event loop every 5 ms.
-                    value = await trio.to_thread.run_sync(
-                        handler.reader.read, message.payload, abandon_on_cancel=True, limiter=self._readers
-                    )
+                    value = await self._read_in_thread(handler, message.payload)
         except InvalidRequest as error:
             self._refuse(lane, push, INVALID, "invalid", error)
             return

@@ -14,15 +14,12 @@ from tangram.routing.connection import HTTPConnection, parse_query
 from tangram.routing.convert import problems_of
 from tangram.routing.exceptions import HTTPException, InvalidRequest, Problem
 from tangram.routing.params import MISSING
-from tangram.routing.request import Request, decode_json, is_plain_json
+from tangram.routing.request import READ_AT_ONCE, Request, decode_any, is_plain_json
 from tangram.routing.responses import Response
 from tangram.routing.router import Resolver
 
-__all__ = ["READ_AT_ONCE", "Call", "Threads", "bind"]
+__all__ = ["Call", "Threads", "bind"]
 
-READ_AT_ONCE: Final = 32_768
-"""Bytes of a JSON body whose values are converted at once; those of a larger one are in a thread, which takes
-turns with the event loop every 5 ms. The converter takes up to 7 microseconds for an item of three bytes."""
 READERS: Final = 2
 """Large bodies that are converted at the same time: more would keep the event loop from its turn."""
 CLEAN_UP_SECONDS: Final = 5.0
@@ -72,6 +69,7 @@ class Call:
     """The state of one request while its plan runs."""
 
     __slots__ = (
+        "_json",
         "_pairs",
         "body",
         "cache",
@@ -102,23 +100,30 @@ class Call:
         self.response: Response | None = None
         self.body: Any = MISSING
         self.large = False
-        """Whether the JSON of the body is too large to be converted at once."""
+        """Whether the JSON of the body is too large to be decoded and converted at once."""
+        self._json = b""
         self._pairs: dict[str, list[str]] | None = None
 
     async def take_body(self, *, raw: bool) -> None:
-        """Read the body for body parameters; its faults are collected with the others."""
+        """Read the body for body parameters."""
         assert isinstance(self.request, Request)
         data = await self.request.body()
         if raw:
             self.body = data
         elif data:
             _expect_json(self.request)
+            self._json = data
             self.large = len(data) > READ_AT_ONCE
+
+    async def decode_body(self) -> None:
+        """Decode the JSON of the body, if it has any; its faults are collected with the others."""
+        if self._json:
             try:
-                self.body = decode_json(data)
+                self.body = await decode_any(self._json)
             except InvalidRequest as exc:
                 self.problems.extend(exc.problems)
                 self.body = _UNREADABLE
+            self._json = b""
 
     async def run(self, plan: Plan) -> Any:
         """Bind the parameters and call the handler.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any, Final
 
 from tangram.asgi import ROOT, Receive, Scope, Send, full_scope, send_json
 from tangram.routing.binding import Overrides, Plan, compile_route
 from tangram.routing.calls import Call, Threads
+from tangram.routing.collector_hold import hold
 from tangram.routing.request import Request
 from tangram.routing.responses import JSONResponse, Response, encode_json
 from tangram.routing.router import Mount, Route
@@ -97,7 +98,9 @@ class Endpoint:
         call = Call(request, stack, self.mount.resolve, threads)
         if self._reads_body:
             await call.take_body(raw=self._raw_body)
-        result = await call.run(self.plan)
+        with hold if call.large else nullcontext():
+            await call.decode_body()
+            result = await call.run(self.plan)
         await self._send(result, call.response, request.scope, receive, send)
 
     async def _send(

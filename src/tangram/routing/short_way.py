@@ -16,10 +16,9 @@ import attrs
 
 from tangram.asgi import Receive, Scope
 from tangram.routing.binding import Param, Plan
-from tangram.routing.calls import READ_AT_ONCE
 from tangram.routing.connection import parse_query
 from tangram.routing.params import MISSING
-from tangram.routing.request import Request, decode_json, is_plain_json, read_body
+from tangram.routing.request import READ_AT_ONCE, Request, decode_json, is_plain_json, read_body
 from tangram.routing.responses import JSONResponse, Response, encode_json
 from tangram.routing.router import Mount, Route
 

@@ -13,7 +13,7 @@ from tangram.routing.binding import Overrides, Plan, compile_route
 from tangram.routing.calls import Call, Threads
 from tangram.routing.connection import HTTPConnection
 from tangram.routing.exceptions import WebSocketDisconnect
-from tangram.routing.request import decode_json
+from tangram.routing.request import decode_any
 from tangram.routing.responses import encode_json
 from tangram.routing.router import Mount, Route
 from tangram.routing.shortage import refusal_of
@@ -105,7 +105,7 @@ class WebSocket(HTTPConnection):
             InvalidRequest: the message is not valid JSON. If the handler does not catch it, the WebSocket is
                 closed with 1008.
         """
-        return decode_json(await self.receive_bytes())
+        return await decode_any(await self.receive_bytes())
 
     def __aiter__(self) -> Self:
         """Iterate over the messages until the client closes the connection."""
