@@ -118,6 +118,33 @@ async def test_a_tail_shows_the_newest_messages_and_counts_the_others(autojump_c
     assert len(control.tails) == 0
 
 
+@pytest.mark.parametrize(
+    ("topic", "history"),
+    [
+        ("past:eu", {"messages": [{"event": "moved", "payload": 1}]}),
+        ("map", None),
+        ("away", {"failed": "redis is away"}),
+    ],
+)
+async def test_a_tail_tells_the_members_and_the_kept_messages(
+    autojump_clock: MockClock, topic: str, history: object
+) -> None:
+    """The second event has them, so that the page begins at once also while Redis is away."""
+    control, stream = FakeControl(listed=[{"topic": "past:eu", "members": 3}]), Stream()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: run(stream, "tail", control, topic=topic))
+        await trio.sleep(0.1)
+        control.tails.deliver([(b"to:%b:moved" % topic.encode(), b"2")])
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+
+    first, second, third = stream.events
+    assert "history" not in first
+    assert (second["members"], second["history"]) == (3 if topic == "past:eu" else 0, history)
+    assert [one["payload"] for one in third["messages"]] == [2]
+    assert "history" not in third
+
+
 async def test_a_picture_is_sent_whole_and_then_point_by_point(autojump_clock: MockClock) -> None:
     """So that a phone does not load the whole history every two seconds."""
     control, stream = FakeControl(), Stream()

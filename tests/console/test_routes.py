@@ -14,7 +14,7 @@ from tangram.console.access import CHANGE_HEADER, OperatorAccess
 from tangram.console.attempts import MAX_WRONG
 from tangram.console.live import MAX_STREAMS, LiveStreams
 from tangram.console.routes import console_router
-from tangram.errors import NoSuchChild
+from tangram.errors import BrokerUnavailable, NoSuchChild
 from tangram.gateway.tails import Tails
 from tangram.history import Published
 from tangram.metrics.pictures import Pictures
@@ -51,6 +51,15 @@ class FakeControl:
 
     def topics(self) -> Sequence[Mapping[str, Any]] | None:
         return self.listed
+
+    def histories(self) -> Sequence[Mapping[str, Any]]:
+        return [{"pattern": "past:*", "mode": "stream", "size": 5, "ttl": 300.0}]
+
+    async def kept(self, topic: str) -> Mapping[str, Any] | None:
+        await trio.lowlevel.checkpoint()
+        if topic == "away":
+            raise BrokerUnavailable("redis is away")
+        return None if topic == "map" else {"messages": [{"event": "moved", "payload": 1}]}
 
     def connections(self, limit: int) -> Sequence[Any]:
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tangram import History, Plugin
+from tangram.history.store import HistoryStore
 from tangram.testing import open_tangram
 
 pytestmark = pytest.mark.slow
@@ -37,6 +38,32 @@ async def test_a_plugin_publishes_and_reads_its_history() -> None:
     assert last.events == [("n", b"4")]
     assert rest.position == f"{first[:-1]}5"
     assert not missed.complete
+
+
+async def test_the_newest_messages_are_read_without_the_others() -> None:
+    """The console shows the last few messages of a topic, however many are kept."""
+    histories = {"flights": History(size=50), "map": History(mode="latest")}
+    async with open_tangram([Plugin(history=histories)]) as tangram:
+        tree = tangram.server.tree
+        assert tree is not None
+        state, store = tree.incarnation.require_state(), HistoryStore(tree.rules, tree.incarnation.call)
+        nothing = await store.newest("flights", 3, 1024)
+        for number in range(6):
+            await state.publish("to:flights:n", number)
+            await state.publish(f"to:map:e{number % 2}", number)
+        newest, few = await store.newest("flights", 3, 1024), await store.newest("flights", 10, 1024)
+        latest = await store.newest("map", 10, 1024)
+        await state.publish("to:flights:n", "x" * 2000)
+        large = await store.newest("flights", 3, 1024)
+        with pytest.raises(LookupError):
+            await store.newest("other", 3, 1024)
+
+    assert (nothing.events, nothing.reason) == ([], None)
+    assert newest.events == [("n", b"3"), ("n", b"4"), ("n", b"5")]
+    assert newest.position.offset == 6
+    assert len(few.events) == 6
+    assert (large.events, large.reason) == ([], "too_much")
+    assert latest.events == [("e0", b"4"), ("e1", b"5")]
 
 
 async def test_the_operator_comes_before_plugins() -> None:

@@ -17,7 +17,9 @@ from tangram.app.status import ServerOperator, ServerView, routes_of
 from tangram.app.tree import Tree
 from tangram.console.settings_view import settings_of, table_of
 from tangram.gateway.connections import ConnectionStatistics
-from tangram.gateway.tails import Tails
+from tangram.gateway.tails import Tails, shown
+from tangram.history.rules import History
+from tangram.history.store import HistoryStore
 from tangram.metrics.pictures import Pictures
 from tangram.metrics.process import read_process, resident_of
 from tangram.plugins.frontend import resolve_console
@@ -28,6 +30,12 @@ __all__ = ["ConsoleView"]
 
 CONSOLE_PREFIX: Final = "pages"
 """The folder below ``/-/`` with the pages of plugins."""
+
+KEPT: Final = 20
+"""Kept messages that the page of a topic shows: a look, and no export."""
+
+KEPT_BYTES: Final = 1_048_576
+"""Bytes of these messages together, which pass the event loop in one piece."""
 
 
 class ConsoleView:
@@ -94,6 +102,24 @@ class ConsoleView:
     def topics(self) -> Sequence[Mapping[str, Any]] | None:
         """Return the numbers of each topic with members, or None while the channels restart."""
         return self._operator.topics()
+
+    def histories(self) -> Sequence[Mapping[str, Any]]:
+        """Return the patterns of topics with a history, each with its settings."""
+        return [{"pattern": pattern, **_settings(found)} for pattern, found in self._tree.rules.rules]
+
+    async def kept(self, topic: str) -> Mapping[str, Any] | None:
+        """Return the newest messages that the history of a topic keeps, or None without a history."""
+        rules = self._tree.rules
+        found = rules.find(topic)
+        if found is None:
+            return None
+        replay = await HistoryStore(rules, self._incarnation.call).newest(topic, KEPT, KEPT_BYTES)
+        return {
+            **_settings(found),
+            "position": str(replay.position),
+            "reason": replay.reason,
+            "messages": [{"event": event, "payload": shown(payload)} for event, payload in replay.events],
+        }
 
     def connections(self, limit: int) -> Sequence[ConnectionStatistics]:
         """Return the connections with the largest backlogs."""
@@ -173,6 +199,10 @@ class ConsoleView:
     async def wait_event(self) -> None:
         """Wait for the next event of a supervisor."""
         await self._server.event_log.wait_event()
+
+
+def _settings(history: History) -> Mapping[str, Any]:
+    return {"mode": history.mode, "size": history.size, "ttl": history.ttl}
 
 
 def _crashes(supervisor: SupervisorStatistics) -> Iterator[Crash]:

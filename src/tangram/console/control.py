@@ -28,6 +28,19 @@ class ConsoleControl(Protocol):
         """Return the numbers of each topic with members, or None while the channels restart."""
         ...
 
+    def histories(self) -> Sequence[Mapping[str, Any]]:
+        """Return the patterns of topics with a history, each with its settings."""
+        ...
+
+    async def kept(self, topic: str) -> Mapping[str, Any] | None:
+        """Return the newest messages that the history of a topic keeps, or None without a history.
+
+        Raises:
+            BrokerUnavailable: Redis is away.
+            BrokerRefused: Redis refuses the call.
+        """
+        ...
+
     def connections(self, limit: int) -> Sequence[ConnectionStatistics]:
         """Return the connections with the largest backlogs."""
         ...

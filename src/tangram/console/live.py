@@ -21,6 +21,7 @@ import trio
 from tangram.asgi import Receive, Scope, Send
 from tangram.console.control import ConsoleControl
 from tangram.console.records import RECORDS
+from tangram.errors import BrokerRefused, BrokerUnavailable
 from tangram.routing.responses import Response, encode_json
 
 __all__ = ["MAX_CONNECTIONS", "MAX_TOPICS", "PAGES", "LiveResponse", "LiveStreams"]
@@ -158,16 +159,32 @@ async def _topics(control: ConsoleControl, _query: Mapping[str, str]) -> _Payloa
     while True:
         topics = control.topics()
         listed = sorted(topics or (), key=lambda one: -one["sent_bytes"])
-        yield {"topics": listed[:MAX_TOPICS], "count": len(listed), "restarting": topics is None}
+        yield {
+            "topics": listed[:MAX_TOPICS],
+            "count": len(listed),
+            "restarting": topics is None,
+            "histories": control.histories(),
+        }
         await trio.sleep(INTERVAL)
 
 
 async def _tail(control: ConsoleControl, query: Mapping[str, str]) -> _Payloads:
     with control.tails.open(query.get("topic", ""), query.get("event") or None) as tail:
         yield {"messages": [], "skipped": 0}
+        # Not before the first event: Redis may take seconds to answer, or be away.
+        yield {"messages": [], "skipped": 0, **await _about(control, query.get("topic", ""))}
         while (lines := await tail.next_lines()) is not None:
             yield _tail_event(lines)
             await trio.sleep(TAIL_INTERVAL)
+
+
+async def _about(control: ConsoleControl, topic: str) -> dict[str, Any]:
+    """Return the members of a topic on this server, and the messages that are kept."""
+    members = next((one["members"] for one in control.topics() or () if one["topic"] == topic), 0)
+    try:
+        return {"members": members, "history": await control.kept(topic)}
+    except (BrokerUnavailable, BrokerRefused) as error:
+        return {"members": members, "history": {"failed": str(error)}}
 
 
 def _tail_event(lines: bytes) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import trio
 
 from tangram.bus.topics import parse_to
 
-__all__ = ["HEARTBEAT", "MAX_BYTES", "MAX_RATE", "MAX_TAILS", "Tail", "Tails"]
+__all__ = ["HEARTBEAT", "MAX_BYTES", "MAX_RATE", "MAX_TAILS", "Tail", "Tails", "shown"]
 
 MAX_TAILS: Final = 16
 """Tails at one time: each parses the names of all messages."""
@@ -64,7 +64,7 @@ class Tail:
         if self._in_second > MAX_RATE or self._size + len(payload) > MAX_BYTES:
             self._dropped += 1
             return
-        line = msgspec.json.encode({"time": now, "topic": topic, "event": event, "payload": _shown(payload)})
+        line = msgspec.json.encode({"time": now, "topic": topic, "event": event, "payload": shown(payload)})
         self._lines.append(line + b"\n")
         self._size += len(line)
         self._news.set()
@@ -131,7 +131,7 @@ class Tails:
                     tail.take(*found, payload, now)
 
 
-def _shown(payload: bytes) -> Any:
+def shown(payload: bytes) -> Any:
     """Return a payload on one line: its JSON as it is, else its text, else base64."""
     try:
         return msgspec.Raw(msgspec.json.format(payload, indent=-1))

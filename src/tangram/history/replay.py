@@ -46,7 +46,9 @@ class Replay:
         return fields
 
 
-def read_call(rules: Rules, topic: str, history: History, since: str | None, nonce: str = "") -> FunctionCall:
+def read_call(
+    rules: Rules, topic: str, history: History, since: str | int | None, nonce: str = ""
+) -> FunctionCall:
     """Return the call that reads the history of a topic.
 
     Args:
@@ -54,11 +56,11 @@ def read_call(rules: Rules, topic: str, history: History, since: str | None, non
         topic: the topic.
         history: its settings.
         since: the position behind which to read, in any shape; empty for a first join, None for
-            everything that is kept.
+            everything that is kept, and a number for everything that is kept behind this offset.
         nonce: a name for the marker that Redis publishes in the same step; empty for none.
     """
-    if since is None:
-        epoch, offset = "*", 0
+    if since is None or isinstance(since, int):
+        epoch, offset = "*", since or 0
     elif not since:
         epoch, offset = "", 0
     else:

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 import attrs
 
 from tangram.bus.scripts import FunctionCall
-from tangram.history.replay import parse_replay, read_call
+from tangram.history.replay import Replay, parse_replay, read_call
 from tangram.history.rules import History, Rules
 
 __all__ = ["HistoryPage", "HistoryStore"]
@@ -57,6 +57,27 @@ class HistoryStore:
         kept = replay.events[max(0, len(replay.events) - limit) :]
         complete = len(kept) == len(replay.events) and replay.recovered
         return HistoryPage(str(replay.position), complete, kept)
+
+    async def newest(self, topic: str, limit: int, max_bytes: int) -> Replay:
+        """Return the newest messages of a topic, without a read of all the others.
+
+        Args:
+            topic: the topic.
+            limit: messages at most.
+            max_bytes: bytes of the messages together. If there are more, the reason is ``too_much``.
+
+        Raises:
+            LookupError: the topic has no history.
+        """
+        found = attrs.evolve(self._find(topic), max_bytes=max_bytes)
+        behind = 0
+        if found.mode == "stream":
+            # Offsets have no gap here; with ``latest`` each replaced message leaves one.
+            top = parse_replay(await self._call(read_call(self.rules, topic, found, ""))).position
+            behind = max(0, top.offset - limit)
+        replay = parse_replay(await self._call(read_call(self.rules, topic, found, behind)))
+        replay.events = replay.events[-limit:]
+        return replay
 
     async def position(self, topic: str) -> str:
         """Return the position behind the newest message of a topic."""
