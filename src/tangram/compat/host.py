@@ -21,6 +21,7 @@ import trio
 from tangram.cluster.placement import HELD_LEASE
 from tangram.compat.configuration import copy_of
 from tangram.compat.extension_sockets import ExtensionSockets
+from tangram.compat.first_step import noting_first_step
 from tangram.compat.island import Island, IslandClosed, Resident, open_island
 from tangram.compat.names import has_fastapi
 from tangram.compat.patches import patch_extensions, patch_redis
@@ -233,15 +234,17 @@ class IslandHost(PluginHost):
 
         begun = trio.Event()
         reports = service.reports_start or self._gate.is_last(self.name)
+        steps = self._first_steps
 
         async def run() -> None:
             status = trio.TASK_STATUS_IGNORED if begun.is_set() or not reports else task_status
             begun.set()
-            if service.reports_start:
-                await service.function(state, task_status=status)
-            else:
-                status.started()
-                await service.function(state)
+            with noting_first_step(status, steps) as noted:
+                if service.reports_start:
+                    await service.function(state, task_status=noted)
+                else:
+                    noted.started()
+                    await service.function(state)
 
         if self._gate.is_last(self.name):
             self._gate.arrive(self.name)
@@ -250,6 +253,7 @@ class IslandHost(PluginHost):
         try:
             if not service.reports_start:
                 await self._gate.wait_turn(begun)
+                await steps.check()
             await self._call_repeatedly(run, service, returns)
         finally:
             begun.set()

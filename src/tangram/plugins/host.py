@@ -22,9 +22,10 @@ from tangram.asyncio_hint import asyncio_hint
 from tangram.bus.subscriber import service_nursery
 from tangram.declared.counts import PushCounts
 from tangram.declared.pool import PushPool
-from tangram.errors import BadMessage, PluginError
+from tangram.errors import BadMessage, PluginError, RestartsExhausted
 from tangram.groups import all_leaves_are, first_leaf, unwrap_single
 from tangram.plugin_exit import exits_are_crashes
+from tangram.plugins.first_steps import FirstSteps
 from tangram.plugins.registry import LoadedPlugin
 from tangram.plugins.service import Service
 from tangram.plugins.state import BackendState
@@ -106,6 +107,7 @@ class PluginHost:
         self._temporary_started: set[str] = set() if started is None else started
         self._place = place
         self._running = False
+        self._first_steps = FirstSteps()
         self.push_counts = PushCounts() if push_counts is None else push_counts
         self.pushes: PushPool | None = None
         """The handlers of declared pushes, while the plugin runs and has any."""
@@ -205,7 +207,7 @@ class PluginHost:
         self, service: Service, state: BackendState, task_status: trio.TaskStatus[None]
     ) -> None:
         """Run an async service to its end and report its start."""
-        await _run_async(service, state, task_status)
+        await _run_async(service, state, task_status, self._first_steps)
 
     def _lifespan_deadline(self) -> float:
         now = trio.current_time()
@@ -229,7 +231,23 @@ class PluginHost:
         return [Child(HANDLERS, run)]
 
     async def _serve(self, state: BackendState, task_status: trio.TaskStatus[Supervisor]) -> None:
-        services = [self._child(service, state) for service in self._to_start()]
+        services = self._to_start()
+        steps = self._first_steps = FirstSteps(
+            one.name for one in services if one.reports_start or self._is_placed(one)
+        )
+        status = RelayedStatus(task_status, repeatable=True)
+        try:
+            await self._supervise([self._child(one, state) for one in services], state, status)
+        except RestartsExhausted:
+            # The services after the crashed one may not have had their turn, which is left to chance. They
+            # start at once, so that the plugin's start counts as over.
+            if steps.complete:
+                status.started()
+            raise
+
+    async def _supervise(
+        self, services: list[Child], state: BackendState, task_status: trio.TaskStatus[Supervisor]
+    ) -> None:
         async with open_supervisor(
             services + self._push_children(state),
             name=self.name,
@@ -239,6 +257,7 @@ class PluginHost:
             shutdown_timeout=self.stop_timeout,
             **self._settings,
         ) as supervisor:
+            await self._first_steps.check()
             self._running = True
             self.on_running()
             try:
@@ -256,11 +275,20 @@ class PluginHost:
             one for one in services if one.restart != "temporary" or one.name not in self._temporary_started
         ]
 
+    def _is_placed(self, service: Service) -> bool:
+        """Return whether the service runs on one of several nodes, and first waits for its lease."""
+        return service.instances != "each" and self._place is not None
+
     def _child(self, service: Service, state: BackendState) -> Child:
+        steps = self._first_steps
+
         async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            await steps.check()
             if service.restart == "temporary":
                 self._temporary_started.add(service.name)
-            status = RelayedStatus(task_status, repeatable=True)
+            status = RelayedStatus(
+                task_status, repeatable=True, on_started=lambda _: steps.note_start(service.name)
+            )
             with exits_are_crashes():
                 while await self._is_ended_by_message(service, state, status):
                     await trio.lowlevel.checkpoint()
@@ -272,7 +300,7 @@ class PluginHost:
 
         return Child(
             service.name,
-            run if service.instances == "each" or self._place is None else run_on_one,
+            run_on_one if self._is_placed(service) else run,
             restart=service.restart,
             start_timeout=service.start_timeout,
             stop_timeout=service.stop_timeout,
@@ -309,16 +337,23 @@ class PluginHost:
         return False
 
 
-async def _run_async(service: Service, state: BackendState, task_status: trio.TaskStatus[None]) -> None:
+async def _run_async(
+    service: Service, state: BackendState, task_status: trio.TaskStatus[None], steps: FirstSteps
+) -> None:
     # Tasks that a service starts (such as a Subscriber's) run in this nursery; their crash ends the service.
     try:
         async with trio.open_nursery() as nursery:
             service_nursery.set(nursery)
-            if service.reports_start:
-                await service.function(state, task_status=task_status)
-            else:
-                task_status.started()
-                await service.function(state)
+            try:
+                if service.reports_start:
+                    await service.function(state, task_status=task_status)
+                else:
+                    task_status.started()
+                    await service.function(state)
+            except BaseException as error:
+                # The end of the nursery lets other tasks run before the exception leaves it.
+                steps.note_error(error)
+                raise
         return
     except BaseExceptionGroup as group:
         if len(group.exceptions) > 1:
