@@ -151,6 +151,7 @@ class Server:
         self.root: Supervisor | None = None
         self.watchdog: Watchdog | None = None
         self.stopping = False
+        self._stop_requested = False
         self.ready_count = 0
         self._renewal: Callable[[list[HeldSocket]], None] | None = None
         self._scope = trio.CancelScope()
@@ -178,6 +179,7 @@ class Server:
         Args:
             replaced: whether another process serves the same sockets, to which the clients come back.
         """
+        self._stop_requested = True
         if self.stopping:
             return
         self._begin_stop(asked_for=True, reason="replaced" if replaced else "stop")
@@ -332,6 +334,10 @@ class Server:
         At first boot the cause may be a mistake of the operator; later it is too many crashes.
         """
         if isinstance(error, StartFailed) and not self.ready_count:
+            if self._stop_requested:
+                # The end of the machine, or of a group of processes, may reach the broker first.
+                log.info("stopped before it had started", cause=str(error))
+                return
             mistake = _operator_error(error)
             if mistake is not None:
                 raise mistake from None
@@ -417,7 +423,7 @@ class Server:
     # -- signals ---------------------------------------------------------------------------------------------
 
     async def _handle_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
-        guard = SignalGuard(self._owner_of, on_stop=self._limit_stop, on_repeat=self.boot.on_repeat)
+        guard = SignalGuard(self._owner_of, on_stop=self.note_stop, on_repeat=self.boot.on_repeat)
         with open_signals(guard):
             self._signals = guard
             async with trio.open_nursery() as nursery:
@@ -433,8 +439,12 @@ class Server:
                         self.stop()  # before the log, which may raise or block
                         log.info("stop requested", signal=number.name)
 
-    def _limit_stop(self) -> None:
-        """Count the time of a stop from its signal on, also while a plugin blocks the event loop."""
+    def note_stop(self) -> None:
+        """Note a requested stop, and count its time from now on.
+
+        Called in the signal handler, also while a plugin blocks the event loop; the stop begins in a task.
+        """
+        self._stop_requested = True
         self.boot.on_stopping(self.config.supervisor.shutdown_timeout, asked_for=True)
 
     async def _reload_when_asked(self, *, task_status: trio.TaskStatus[_CoalescedRequest]) -> None:

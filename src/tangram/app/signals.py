@@ -23,6 +23,7 @@ from typing import Any, Final
 import structlog
 import trio
 
+from tangram.early_signals import replay
 from tangram.plugins.registry import importing_plugin
 from tangram.ticks import next_tick
 
@@ -94,6 +95,7 @@ class SignalGuard:
                 self._before[number] = _set_handler(number, self._on_stray)
         _active = self
         signal.signal = self._guarded_signal  # type: ignore[assignment]  # the guard's purpose
+        replay()
 
     def close(self) -> None:
         """Restore the handlers of before."""

@@ -9,12 +9,10 @@ none answers, and 77 without the operator's token.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
@@ -23,6 +21,7 @@ from tangram import __version__
 from tangram.cli.operator_commands import add_operator_commands
 from tangram.cli.plugins import PluginGroup
 from tangram.cli.streams import complain, give_up_dead_streams
+from tangram.early_signals import end_on_term, is_stop_noted, prepare_server
 from tangram.errors import OperatorError
 
 if TYPE_CHECKING:
@@ -107,6 +106,7 @@ def _serve(
     from tangram.cli.init_process import run_below_init
 
     run_below_init()
+    prepare_server()
     from tangram.cli.serving import serve_until_stopped
 
     given = {
@@ -206,14 +206,21 @@ def new(name: str, path: Path | None, *, front: bool) -> None:
 add_operator_commands(cli)
 
 
-def _stop_while_importing(_signal: int, _frame: FrameType | None) -> NoReturn:
-    # Before Trio handles signals nothing runs yet that has to be stopped in order.
+def main() -> NoReturn:
+    """Run the command line, and exit with one of the statuses in the module's docstring."""
+    end_on_term()
+    try:
+        _run()
+    except Exception:
+        # The SystemExit of a signal was turned into another exception.
+        if not is_stop_noted():
+            raise
+    finally:
+        give_up_dead_streams()
     sys.exit(0)
 
 
-def main() -> NoReturn:
-    """Run the command line, and exit with one of the statuses in the module's docstring."""
-    signal.signal(signal.SIGTERM, _stop_while_importing)
+def _run() -> None:
     try:
         cli.main(prog_name="tangram", standalone_mode=False)
     except OperatorError as error:
@@ -225,6 +232,3 @@ def main() -> NoReturn:
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
-    finally:
-        give_up_dead_streams()
-    sys.exit(0)

@@ -12,6 +12,7 @@ from tangram.cli.force_exit import ForceExit
 from tangram.cli.logs import LogFormat
 from tangram.cli.process_setup import find_state_dir, note_last_exits, raise_limits
 from tangram.config import LoadedConfig
+from tangram.early_signals import deferred
 from tangram.workers.handover import Snapshot
 from tangram.workers.parent import ParentBoot, run_parent
 
@@ -66,8 +67,9 @@ def serve_with_workers(
         on_worker_ended=partial(note_last_exits, find_state_dir(loaded.config)),
     )
     gc.freeze()
-    force_exit.watch()
-    try:
-        return trio.run(run_parent, boot)
-    finally:
-        force_exit.disarm()
+    with deferred():
+        force_exit.watch()
+        try:
+            return trio.run(run_parent, boot)
+        finally:
+            force_exit.disarm()

@@ -29,6 +29,7 @@ from tangram.cli.process_setup import (
     set_up_log,
 )
 from tangram.config import LoadedConfig, current_folder, find_config_file, load_config
+from tangram.early_signals import deferred
 from tangram.errors import ConfigError, Fault, OperatorError
 from tangram.idle import IdleClock
 
@@ -111,39 +112,41 @@ def _serve_alone(
     reload: Callable[[], LoadedConfig],
     on_first_ready: Callable[[str], None],
 ) -> int:
-    # The parent of several workers does not need the server's code.
+    # The parent of several workers does not need the server's code. A signal during this import ends the
+    # process at once.
     from tangram.app import Boot, run_server
 
-    raise_limits(loaded.config.server.max_connections)
-    keep_freed_memory()
-    record = ExitRecord(state_dir)
-    force_exit = ForceExit(exit_process=record.force_exit)
-    kept: list[HeldSocket] = []
-    boot = Boot(
-        loaded=loaded,
-        watch=watch,
-        on_renewal=kept.extend,
-        reload=reload,
-        on_first_ready=on_first_ready,
-        on_stopping=force_exit.arm,
-        on_repeat=force_exit.force,
-        on_import=partial(note_import, record),
-        on_plugins=partial(note_plugins, record),
-        on_broker=force_exit.watch_broker,
-    )
-    status = 1
-    force_exit.watch()
-    record.open()
-    try:
-        with tagged_output():
-            status = trio.run(run_server, boot, clock=IdleClock())
-    finally:
-        force_exit.disarm()
-        record.close()
-        if kept:
-            run_anew(kept)
-        force_exit.leave(status)
-    return status
+    with deferred():
+        raise_limits(loaded.config.server.max_connections)
+        keep_freed_memory()
+        record = ExitRecord(state_dir)
+        force_exit = ForceExit(exit_process=record.force_exit)
+        kept: list[HeldSocket] = []
+        boot = Boot(
+            loaded=loaded,
+            watch=watch,
+            on_renewal=kept.extend,
+            reload=reload,
+            on_first_ready=on_first_ready,
+            on_stopping=force_exit.arm,
+            on_repeat=force_exit.force,
+            on_import=partial(note_import, record),
+            on_plugins=partial(note_plugins, record),
+            on_broker=force_exit.watch_broker,
+        )
+        status = 1
+        force_exit.watch()
+        record.open()
+        try:
+            with tagged_output():
+                status = trio.run(run_server, boot, clock=IdleClock())
+        finally:
+            force_exit.disarm()
+            record.close()
+            if kept:
+                run_anew(kept)
+            force_exit.leave(status)
+        return status
 
 
 def run_anew(kept: Sequence[HeldSocket]) -> NoReturn:

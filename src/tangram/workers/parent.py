@@ -34,6 +34,7 @@ from tangram.config import (
     open_state_dir,
 )
 from tangram.config.bound import IN_WORKERS, bound_changes, with_bound
+from tangram.early_signals import replay
 from tangram.errors import OperatorError, RestartsExhausted, StartFailed, SupervisionError, TangramError
 from tangram.groups import unwrap_single
 from tangram.http.listeners import HeldSocket, close_listeners, open_configured
@@ -457,6 +458,7 @@ class Parent:
         stop_at: float | None = None
         wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} - ignored
         with trio.open_signal_receiver(*wanted) as signals:
+            replay()
             task_status.started()
             async for number in signals:
                 now = trio.current_time()
