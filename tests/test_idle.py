@@ -6,6 +6,7 @@ event, and its deadline only ends a failure.
 
 from __future__ import annotations
 
+import ast
 import contextvars
 import select
 import socket
@@ -28,6 +29,22 @@ FAR: Final = 3600.0
 MAX_STEPS: Final = 200_000
 """Steps that take hundreds of milliseconds, where microseconds are due."""
 DESCRIPTORS: Final = Path("/proc/self/fd")
+SOURCES: Final = Path(idle.__file__).parent
+DEADLINES_SET: Final = {
+    "broker/external.py": "in the task of the scope",
+    "broker/process.py": "in a task",
+    "cluster/placement.py": "moved to a later time; the earlier one is seen, and then the later one",
+    "gateway/recovery.py": "the first join of a group starts its task; the later ones have later deadlines",
+    "gateway/websocket.py": "behind Hypercorn, and of seconds",
+    "history/recording.py": "moved to a later time, or to the past, which wakes the task",
+    "http/hypercorn/applications.py": "behind Hypercorn, and of seconds",
+    "plugins/host.py": "in the task of the scope",
+    "primary/locator.py": "in a task",
+    "web/node_reads.py": "in the task of the scope",
+    "workers/process.py": "in a task",
+}
+"""Modules that assign to the deadline of a scope, and the reason why no function of the reader makes it one
+earlier that Trio must see within ``idle.LONGEST``."""
 
 
 @pytest.fixture
@@ -198,6 +215,24 @@ def test_a_deadline_that_a_step_sets_is_obeyed(pairs: list[Pair]) -> None:
     run(test)
 
     assert scope.cancelled_caught
+
+
+def sets_a_deadline(node: ast.AST) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else ()
+    found = [one.value for one in targets if isinstance(one, ast.Attribute) and one.attr == "deadline"]
+    return any(not isinstance(owner, ast.Name) or owner.id != "self" for owner in found)
+
+
+def test_every_deadline_that_is_set_from_outside_is_known() -> None:
+    """Trio may see one late that a function of the reader sets, unless that also wakes a task."""
+    setting = {
+        path.relative_to(SOURCES).as_posix()
+        for path in SOURCES.rglob("*.py")
+        if ".deadline = " in (text := path.read_text())
+        and any(map(sets_a_deadline, ast.walk(ast.parse(text))))
+    }
+
+    assert {one for one in setting if not one.startswith("testing/")} == set(DEADLINES_SET)
 
 
 def test_sockets_that_are_always_ready_keep_no_task_waiting(pairs: list[Pair]) -> None:
