@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,17 @@ class Reads:
             return None if data not in {b"", b"end"} else f"ended by {data!r}"
 
         return step
+
+
+@asynccontextmanager
+async def open_reads(readiness: Readiness, sock: socket.socket) -> AsyncIterator[Reads]:
+    """Serve a socket until the end of the block."""
+    reads = Reads()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(readiness.serve, sock, reads.of(sock))
+        await trio.testing.wait_all_tasks_blocked()
+        yield reads
+        nursery.cancel_scope.cancel()
 
 
 async def test_one_task_reads_from_all_sockets(readiness: Readiness, pairs: list[Pair]) -> None:
@@ -142,11 +154,8 @@ async def test_a_cancelled_task_leaves_its_bytes_to_the_next_one(
 ) -> None:
     """After a cancellation nothing reads from the socket, until it is served again."""
     ours, theirs = pairs[0]
-    reads = Reads()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(readiness.serve, ours, reads.of(ours))
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
+    async with open_reads(readiness, ours) as reads:
+        pass
     theirs.send(b"end")
     await trio.testing.wait_all_tasks_blocked()
     assert not reads.data
@@ -159,10 +168,7 @@ async def test_reads_gather_at_a_high_rate(
 ) -> None:
     """The bytes of several clients wait for one pass, for the length of a pause at most."""
     ours, theirs = pairs[0]
-    reads = Reads()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(readiness.serve, ours, reads.of(ours))
-        await trio.testing.wait_all_tasks_blocked()
+    async with open_reads(readiness, ours) as reads:
         for _ in range(int(DUE * WINDOW / PAUSE) + 1):
             theirs.send(b"x")
             await trio.testing.wait_all_tasks_blocked()
@@ -175,7 +181,6 @@ async def test_reads_gather_at_a_high_rate(
         assert len(reads.data) == before
         still_clock.jump(PAUSE)
         await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
 
     assert reads.data[-2:] == [b"this pass begins the pause", b"late"]
 

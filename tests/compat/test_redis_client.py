@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import redis.asyncio
@@ -21,31 +23,41 @@ from tangram.errors import BrokerRefused
 from tangram.history import History, Rules
 from tangram.history.library import library
 from tangram.history.rules import Rule
-from tangram.testing import open_broker
+from tangram.testing import RealBroker, open_broker
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("after", ["restart", "kill of its connections"])
-def test_pooled_connections_that_were_closed_are_replaced(after: str) -> None:
+async def pings_after(client: Redis, cut: Callable[[], Awaitable[None]]) -> list[object]:
+    """Return the answers to five commands at once, after all pooled connections were closed."""
+    await asyncio.gather(*(client.set("key", "value") for _ in range(5)))
+    await cut()
+    await asyncio.sleep(0.05)
+    try:
+        return await asyncio.gather(*(client.ping() for _ in range(5)), return_exceptions=True)
+    finally:
+        await client.aclose()
+
+
+async def restart(broker: RealBroker) -> None:
+    broker.kill()
+    broker.start()
+
+
+async def kill_connections(broker: RealBroker) -> None:
+    other = open_redis_client(broker.url)
+    await other.client_kill_filter(_type="normal")
+    await other.aclose()
+
+
+@pytest.mark.parametrize("cut", [restart, kill_connections])
+def test_pooled_connections_that_were_closed_are_replaced(
+    cut: Callable[[RealBroker], Awaitable[None]],
+) -> None:
     """After a restart of Redis, or a timeout of idle connections, every command works."""
 
     async def run() -> list[object]:
-        client = open_redis_client(broker.url)
-        await asyncio.gather(*(client.set("key", "value") for _ in range(5)))
-        if after == "restart":
-            broker.kill()
-            broker.start()
-        else:
-            other = open_redis_client(broker.url)
-            await other.client_kill_filter(_type="normal")
-            await other.aclose()
-        await asyncio.sleep(0.05)
-        try:
-            answers = await asyncio.gather(*(client.ping() for _ in range(5)), return_exceptions=True)
-        finally:
-            await client.aclose()
-        return list(answers)
+        return await pings_after(open_redis_client(broker.url), partial(cut, broker))
 
     with open_broker() as broker:
         assert asyncio.run(run()) == [True] * 5
@@ -65,16 +77,7 @@ def test_pools_of_a_plugin_replace_closed_connections(patched: None) -> None:
     """A client that a plugin opened by ``Redis.from_url`` works at once after a restart of Redis."""
 
     async def run() -> list[object]:
-        client = redis.asyncio.Redis.from_url(broker.url)
-        await asyncio.gather(*(client.set("key", "value") for _ in range(5)))
-        broker.kill()
-        broker.start()
-        await asyncio.sleep(0.05)
-        try:
-            answers = await asyncio.gather(*(client.ping() for _ in range(5)), return_exceptions=True)
-        finally:
-            await client.aclose()
-        return list(answers)
+        return await pings_after(redis.asyncio.Redis.from_url(broker.url), partial(restart, broker))
 
     with open_broker() as broker:
         assert asyncio.run(run()) == [True] * 5

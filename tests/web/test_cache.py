@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -119,54 +120,53 @@ async def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert answer.status == 404
 
 
+class HeldDownload:
+    """A site whose origin holds its answer back, and the answers to requests for one file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.origin = Origin()
+        self.origin.gate = trio.Event()
+        self.server = Server(folder, self.origin)
+        self.answers: list[Answer] = []
+
+    async def ask(self) -> None:
+        self.answers.append(await call(self.server.site, "GET", "/fonts/A/0-255.pbf"))
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[trio.Nursery]:
+        """Run downloads; wait for the requests of the block, then let the origin answer."""
+        async with trio.open_nursery() as downloads:
+            await downloads.start(self.server.cache.run)
+            async with trio.open_nursery() as nursery:
+                yield nursery
+                self.origin.gate.set()
+            downloads.cancel_scope.cancel()
+
+
 async def test_concurrent_requests_share_one_download(tmp_path: Path) -> None:
     """Ten requests for one missing file make one request to the origin, and all get the file."""
-    origin = Origin()
-    origin.gate = trio.Event()
-    server = Server(tmp_path, origin)
-    answers: list[Answer] = []
+    held = HeldDownload(tmp_path)
+    async with held.open() as nursery:
+        for _ in range(10):
+            nursery.start_soon(held.ask)
+        await held.origin.was_asked.wait()
 
-    async def ask() -> None:
-        answers.append(await call(server.site, "GET", "/fonts/A/0-255.pbf"))
-
-    async with trio.open_nursery() as downloads:
-        await downloads.start(server.cache.run)
-        async with trio.open_nursery() as nursery:
-            for _ in range(10):
-                nursery.start_soon(ask)
-            await origin.was_asked.wait()
-            origin.gate.set()
-        downloads.cancel_scope.cancel()
-
-    assert [(one.status, one.body) for one in answers] == [(200, b"glyphs")] * 10
-    assert len(origin.asked) == 1
+    assert [(one.status, one.body) for one in held.answers] == [(200, b"glyphs")] * 10
+    assert len(held.origin.asked) == 1
 
 
 async def test_a_download_outlives_the_client_that_started_it(tmp_path: Path) -> None:
     """A download goes on if the client that asked first disconnects."""
-    origin = Origin()
-    origin.gate = trio.Event()
-    server = Server(tmp_path, origin)
-    answers: list[Answer] = []
+    held = HeldDownload(tmp_path)
+    async with held.open() as nursery, trio.open_nursery() as impatient:
+        impatient.start_soon(held.ask)
+        await held.origin.was_asked.wait()
+        nursery.start_soon(held.ask)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        impatient.cancel_scope.cancel()
 
-    async def ask() -> None:
-        answers.append(await call(server.site, "GET", "/fonts/A/0-255.pbf"))
-
-    async with trio.open_nursery() as downloads:
-        await downloads.start(server.cache.run)
-        async with trio.open_nursery() as nursery:
-            with trio.CancelScope() as first:
-                async with trio.open_nursery() as impatient:
-                    impatient.start_soon(ask)
-                    await origin.was_asked.wait()
-                    nursery.start_soon(ask)
-                    await trio.testing.wait_all_tasks_blocked(0.01)
-                    first.cancel()
-            origin.gate.set()
-        downloads.cancel_scope.cancel()
-
-    assert [(one.status, one.body) for one in answers] == [(200, b"glyphs")]
-    assert len(origin.asked) == 1
+    assert [(one.status, one.body) for one in held.answers] == [(200, b"glyphs")]
+    assert len(held.origin.asked) == 1
 
 
 @pytest.mark.parametrize(("origin_says", "we_say"), [(404, 404), (410, 404), (500, 502), (403, 502)])
