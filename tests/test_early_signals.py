@@ -91,7 +91,7 @@ def test_an_exception_without_a_signal_is_raised(monkeypatch: pytest.MonkeyPatch
 async def serve_until_signal(received: list[signal.Signals]) -> int:
     """Stand for a server: handle signals, and wait for the first one."""
     guard = SignalGuard(lambda _file: None, on_stop=lambda: None, on_repeat=lambda: None)
-    with open_signals(guard), trio.fail_after(10):
+    with open_signals(guard), trio.fail_after(60):
         received.append(await guard.next_request())
     return 0
 
@@ -105,6 +105,9 @@ def serve_alone(monkeypatch: pytest.MonkeyPatch, clock: type[IdleClock]) -> list
 
     monkeypatch.setattr(tangram.app, "run_server", run)
     monkeypatch.setattr(serving, "IdleClock", clock)
+    # These change the process of the tests for good.
+    monkeypatch.setattr(serving, "raise_limits", lambda _most: None)
+    monkeypatch.setattr(serving, "keep_freed_memory", lambda: None)
     loaded: LoadedConfig = load_tables({})
     status = serving._serve_alone(
         loaded, None, watch=False, reload=lambda: loaded, on_first_ready=lambda _url: None
