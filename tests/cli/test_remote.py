@@ -116,6 +116,8 @@ def test_options_of_serve_replace_settings(monkeypatch: pytest.MonkeyPatch) -> N
         return 3
 
     monkeypatch.setattr("tangram.cli.serving.serve_until_stopped", serve)
+    # It sets the handlers of signals for good.
+    monkeypatch.setattr("tangram.cli.main.prepare_server", lambda: None)
     result = CliRunner().invoke(cli, words)
     config = load_config(None, given["overrides"]).config
 
