@@ -27,6 +27,7 @@ class Group:
         self.nodes = [FakeRedis(partial(self._answer, me)) for me in range(2)]
         self.ports: list[int] = []
         self.url = ""
+        self.questions = 0
 
     async def start(self, nursery: trio.Nursery) -> None:
         self.ports = [await nursery.start(node.run) for node in self.nodes]
@@ -44,6 +45,7 @@ class Group:
 
     def _guide(self, words: list[bytes]) -> bytes:
         if words[1] == b"GET-MASTER-ADDR-BY-NAME":
+            self.questions += 1
             return bulks("127.0.0.1", self.ports[self.primary])
         return bulks("config-epoch", self.epoch) if words[1] == b"MASTER" else b"*0\r\n"
 
@@ -99,6 +101,22 @@ async def test_the_watch_and_the_clients_of_plugins_follow_a_primary_that_keeps_
     assert [entry["primary"] for entry in logs if entry["event"] == "redis found"] == [
         f"127.0.0.1:{port}" for port in group.ports
     ]
+    nursery.cancel_scope.cancel()
+
+
+async def test_connections_of_plugins_ask_no_sentinel_while_the_primary_is_watched(
+    nursery: trio.Nursery, autojump_clock: MockClock, group: Group
+) -> None:
+    """A plugin may connect for each request: the watch knows the primary."""
+    broker = ExternalBroker(group.url)
+    place = parse_redis_url(await nursery.start(broker.run))
+    await until(lambda: broker.statistics().up)
+    asked = group.questions
+    for _ in range(3):
+        async with await trio.open_tcp_stream(place.host, place.port) as client:
+            assert await ask(client) == b"+0\r\n"
+
+    assert group.questions == asked
     nursery.cancel_scope.cancel()
 
 

@@ -154,6 +154,7 @@ class ExternalBroker:
         )
         if self._locator.moves:
             away["primary"] = f"{place.host}:{place.port}"
+            self._relay.follow(place)
         log.info("redis found", url=self._address.shown, version=self._version, **away)
         self._away_since = None
         self._on_change(True)

@@ -47,6 +47,7 @@ class Relay:
 
     def __init__(self, locator: Locator) -> None:
         self._locator = locator
+        self._primary: RedisAddress | None = None
         self._scopes: set[trio.CancelScope] = set()
 
     @property
@@ -54,8 +55,13 @@ class Relay:
         """The number of open connections."""
         return len(self._scopes)
 
+    def follow(self, primary: RedisAddress) -> None:
+        """Connect clients to a primary that is being watched, without a question to the guides."""
+        self._primary = primary
+
     def drop(self) -> None:
         """Close all connections: their clients connect again, to the primary of that moment."""
+        self._primary = None
         for scope in self._scopes:
             scope.cancel()
 
@@ -72,7 +78,7 @@ class Relay:
             primary: trio.abc.Stream | None = None
             try:
                 with trio.fail_after(DIAL_TIMEOUT):
-                    primary = await connect(await self._locator.locate(connect))
+                    primary = await connect(self._primary or await self._locator.locate(connect))
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_pass, client, primary, nursery.cancel_scope)
                     nursery.start_soon(_pass, primary, client, nursery.cancel_scope)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, NoReturn
 
 import structlog
@@ -21,7 +22,7 @@ import trio
 
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, Dial, Link, describe, open_link
 from tangram.errors import BrokerUnavailable
-from tangram.primary.locator import Locator
+from tangram.primary.locator import Locator, shared_locator
 from tangram.redis_url import RedisAddress
 
 __all__ = ["Reconnector"]
@@ -71,7 +72,6 @@ class Reconnector:
         self.up = False
         """Whether the session has reported that the connection works."""
         self._dial = dial
-        self._locator = Locator(address)
         self._primary = ""
         self._rng = rng or random.Random()  # noqa: S311 - no secret
         self._tries = 0
@@ -114,25 +114,26 @@ class Reconnector:
 
     async def _run_session(self, session: Callable[[Link], Awaitable[None]]) -> str:
         """Dial, run one session, and return why it ended."""
+        locator = shared_locator(self.address, self._dial)
         try:
             async with open_link(
-                self.address, dial=self._dial, timeout=CONNECT_TIMEOUT, locator=self._locator
+                self.address, dial=self._dial, timeout=CONNECT_TIMEOUT, locator=locator
             ) as link:
-                if self._locator.moves:
+                if locator.moves:
                     self._primary = f"{link.address.host}:{link.address.port}"
-                    await link.share(session, self._follow)
+                    await link.share(session, partial(self._follow, locator))
                 else:
                     await session(link)
                 return link.cause or "the connection ended"
         except LOST as exc:
             return describe(exc)
 
-    async def _follow(self, link: Link) -> NoReturn:
+    async def _follow(self, locator: Locator, link: Link) -> NoReturn:
         """End the connection when another Redis is the primary.
 
         A primary that was cut off keeps its connections and answers pings.
         """
-        host, port = await self._locator.wait_moved(link.address, self._dial)
+        host, port = await locator.wait_moved(link.address, self._dial)
         raise BrokerUnavailable(f"the primary is now {host}:{port}")
 
     def _record_loss(self, cause: str) -> None:

@@ -1,10 +1,16 @@
-"""Ask sentinels, or the nodes of a Redis Cluster, for the primary."""
+"""Ask sentinels, or the nodes of a Redis Cluster, for the primary.
+
+All connections of a server need the answer at the same moment, when the primary has gone. A question costs
+one connection to each guide, and over TLS a handshake with each. So one question is on its way at a time, and
+its answer is that of every task that has asked meanwhile.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
+import attrs
 import hiredis
 import trio
 
@@ -13,7 +19,7 @@ from tangram.groups import first_leaf
 from tangram.primary.answers import GuideAnswer, Guides, newest, questions, read
 from tangram.redis_url import Endpoint, RedisAddress
 
-__all__ = ["FOLLOW_EVERY", "Connect", "Locator"]
+__all__ = ["FOLLOW_EVERY", "Connect", "Locator", "shared_locator"]
 
 Connect = Callable[[RedisAddress], Awaitable[trio.abc.Stream]]
 
@@ -36,8 +42,35 @@ _FAILED: Final = (
     BrokerUnavailable,
 )
 
+_shared: Final = trio.lowlevel.RunVar["dict[tuple[str, object], Locator] | None"]("tangram_locators", None)
+
 # The stub says "a tuple of one"; the function takes any number.
 _pack = cast("Callable[[tuple[str, ...]], bytes]", hiredis.pack_command)
+
+
+@attrs.define
+class _Question:
+    """A question to all guides that is on its way."""
+
+    over: trio.Event = attrs.Factory(trio.Event)
+    answer: GuideAnswer | None = None
+    fault: str | None = None
+
+
+def shared_locator(address: RedisAddress, connect: Connect) -> Locator:
+    """Return the locator that all connections to an address share in this run of Trio.
+
+    Args:
+        address: the address from a URL; of any kind.
+        connect: opens a connection to a guide.
+    """
+    if address.kind == "single":
+        return Locator(address)
+    locators = _shared.get()
+    if locators is None:
+        locators = {}
+        _shared.set(locators)
+    return locators.setdefault((address.url, connect), Locator(address))
 
 
 class Locator:
@@ -51,6 +84,8 @@ class Locator:
         self.address = address
         self._guides = Guides(address.guides)
         self._epoch = 0
+        self._question: _Question | None = None
+        self._looked: float | None = None
 
     @property
     def moves(self) -> bool:
@@ -59,6 +94,8 @@ class Locator:
 
     async def locate(self, connect: Connect) -> RedisAddress:
         """Return the address of the primary now; all known guides are asked at once.
+
+        A task that asks while a question is on its way gets the answer to that one.
 
         Args:
             connect: opens a connection to a guide.
@@ -69,6 +106,33 @@ class Locator:
         if not self.moves:
             await trio.lowlevel.checkpoint()
             return self.address
+        answer = await self._find(connect)
+        self._epoch = answer.epoch
+        return self.address.primary(answer.primary)
+
+    async def _find(self, connect: Connect) -> GuideAnswer:
+        """Return the answer that counts, to the question that is on its way or to a new one."""
+        while self._question is not None:
+            question = self._question
+            await question.over.wait()
+            if question.answer is not None:
+                return question.answer
+            if question.fault is not None:
+                raise BrokerUnavailable(question.fault)
+            # The task that has asked was cancelled, so that another one asks.
+        question = self._question = _Question()
+        try:
+            question.answer = await self._ask_all(connect)
+        except BrokerUnavailable as error:
+            question.fault = str(error)
+            raise
+        finally:
+            self._question = None
+            question.over.set()
+        return question.answer
+
+    async def _ask_all(self, connect: Connect) -> GuideAnswer:
+        """Ask all known guides, and return the answer that counts."""
         found: list[GuideAnswer] = []
         faults: dict[Endpoint, str] = {}
 
@@ -89,25 +153,34 @@ class Locator:
             raise BrokerUnavailable(self._describe(guides, faults))
         chosen = newest(found)
         self._guides.learn(chosen)
-        self._epoch = chosen.epoch
-        return self.address.primary(chosen.primary)
+        return chosen
 
     async def wait_moved(self, here: RedisAddress, connect: Connect) -> Endpoint:
         """Return once another Redis than ``here`` is the primary; ask every ``FOLLOW_EVERY`` s.
 
         Without an answer, and with the answer of a guide that missed the last failover, nothing has changed.
+        All connections look at the same moments, so that they share one question.
         """
+        epoch = self._epoch
         while True:
-            await trio.sleep(FOLLOW_EVERY)
-            epoch = self._epoch
+            await trio.sleep_until(self._next_look())
             try:
-                place = await self.locate(connect)
+                answer = await self._find(connect)
             except BrokerUnavailable:
                 continue
-            if self._epoch < epoch:
-                self._epoch = epoch
-            elif place.endpoint != here.endpoint:
-                return place.endpoint
+            if answer.epoch < epoch:
+                continue
+            epoch = answer.epoch
+            if answer.primary != here.endpoint:
+                return answer.primary
+
+    def _next_look(self) -> float:
+        """Return the next moment at which all connections look."""
+        now = trio.current_time()
+        if self._looked is None:
+            self._looked = now
+        self._looked += (now - self._looked) // FOLLOW_EVERY * FOLLOW_EVERY
+        return self._looked + FOLLOW_EVERY
 
     def _describe(self, guides: object, faults: dict[Endpoint, str]) -> str:
         assert isinstance(guides, tuple)
