@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tangram.broker.embedded import find_server
+from tests.e2e.prepare import find_redis
+
 
 def pytest_configure() -> None:
     """Undo two habits of the environment that the processes of tests would inherit.
@@ -34,6 +37,24 @@ def modules_are_forgotten(tmp_path: Path) -> Iterator[None]:
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def system_redis() -> Path:
+    """The Redis or Valkey of the system, which has TLS; ``make test`` installs one where it can."""
+    found = find_redis()
+    if found is None:
+        pytest.skip("no redis-server with TLS is installed, and none could be: see tests/e2e/prepare.py")
+    return found
+
+
+@pytest.fixture(params=["wheel", "system"])
+def redis_server(request: pytest.FixtureRequest) -> Path:
+    """The server that runs as the broker, and then the one of the system, which is another version."""
+    if request.param == "wheel":
+        return find_server()
+    found: Path = request.getfixturevalue("system_redis")
+    return found
 
 
 @pytest.hookimpl(wrapper=True)

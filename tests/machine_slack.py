@@ -29,6 +29,8 @@ class Lateness:
 
     longest: float = 0.0
     """The longest delay of a thread that was due, in seconds."""
+    total: float = 0.0
+    """The sum of all delays: the seconds in which a scenario of many wake-ups was due and did not run."""
 
     @property
     def allowed(self) -> float:
@@ -46,6 +48,7 @@ def open_lateness() -> Iterator[Lateness]:
         while not over.wait(EVERY):
             now = time.monotonic()
             seen.longest = max(seen.longest, now - due)
+            seen.total += max(0.0, now - due)
             due = now + EVERY
 
     thread = threading.Thread(target=look, name="lateness", daemon=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
@@ -25,35 +23,27 @@ from tangram.compat.state import BackendState as ExistingState
 from tangram.errors import BrokerUnavailable
 from tangram.primary.answers import SLOT
 from tangram.testing import RealBroker, RunningTangram, open_broker, open_tangram
-from tangram.testing.fakes.ports import free_port
 from tangram.testing.run.redis_groups import RealCluster, RedisTls, ask, open_cluster, open_sentinels
 from tests.broker.fakes import CERT, server_context
+from tests.machine_slack import open_lateness
 
 pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs"
 HISTORY = [{"topics": "kept:*", "size": 500, "ttl": 60}]
 FLOWS_WITHIN: Final = 10.0
-"""Seconds from the death of a primary until messages of all kinds flow again: the promise of the pages."""
+"""Seconds from the death of a primary until messages of all kinds flow again: the promise of the pages. The
+time in which the machine let nothing run does not count."""
+PATIENCE: Final = 60.0
+"""Seconds until a test gives up: a busy machine runs seven servers and this process in turn."""
 
 
 @pytest.fixture(params=["plain", "tls"])
 def tls(request: pytest.FixtureRequest) -> RedisTls | None:
-    """Return nothing, and then TLS with certificates of both sides, where a server on the PATH has TLS."""
+    """Return nothing, and then TLS with certificates of both sides, where a server of the system has TLS."""
     if request.param == "plain":
         return None
-    for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found is not None and has_tls(found):
-            return RedisTls(Path(found), CERT, CERT.with_name("key.pem"))
-    pytest.skip("TLS needs a valkey-server or redis-server on the PATH that was built with it")
-
-
-def has_tls(server: str) -> bool:
-    """Return whether a server was built with TLS; without a certificate both kinds end at once."""
-    words = [server, "--port", "0", "--tls-port", str(free_port())]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
-    return "No tls-cert-file configured" in ended.stdout
+    return RedisTls(request.getfixturevalue("system_redis"), CERT, CERT.with_name("key.pem"))
 
 
 class Traffic:
@@ -65,6 +55,8 @@ class Traffic:
         self.existing = ExistingPlugin()
         self.existing.name = "existing"
         self.received: set[str] = set()
+        self.number = 0
+        """The number that was published last, or is being published."""
         self.accepted: list[int] = []
         """Numbers that the bus took for the topic with a history."""
         self.beats: list[int] = []
@@ -75,9 +67,8 @@ class Traffic:
 
     async def publish(self, state: tangram.BackendState) -> None:
         """Publish to browsers and write keys, natively."""
-        number = 0
         while True:
-            number += 1
+            number = self.number = self.number + 1
             with suppress(BrokerUnavailable):
                 await state.publish("to:kept:map:beat", number)
                 self.accepted.append(number)
@@ -107,15 +98,23 @@ class Traffic:
             await state.redis_client.publish("from:flow:existing", "existing")
             await asyncio.sleep(0.01)
 
-    async def flows(self, server: RunningTangram, channel: Channel, *, within: float) -> None:
-        """Wait until messages of both kinds of plugins, and browsers' messages, arrive anew."""
-        with trio.fail_after(within):
-            self.received.clear()
+    async def flows(self, server: RunningTangram, channel: Channel) -> None:
+        """Wait until messages of both kinds of plugins, and browsers' messages, arrive anew.
+
+        Messages that are on their way already do not count, and neither do those that came before the first
+        new one: another primary may have taken them.
+        """
+        before, anew = self.number, False
+        with trio.fail_after(PATIENCE):
             async for event in channel:
-                if event.name == "beat":
-                    self.beats.append(int(event.payload))
-                    if self.received >= {"native", "existing"}:
-                        break
+                if event.name != "beat":
+                    continue
+                self.beats.append(int(event.payload))
+                if not anew and self.beats[-1] > before:
+                    anew = True
+                    self.received.clear()
+                elif anew and self.received >= {"native", "existing"}:
+                    break
             client = redis.Redis.from_url(server.redis_url)
             assert await trio.to_thread.run_sync(client.ping)
             await trio.to_thread.run_sync(client.close)
@@ -139,10 +138,14 @@ async def fail_over(traffic: Traffic, url: str, kill_primary: Callable[[], None]
         server.open_socket() as browser,
     ):
         channel = await join(server, browser)
-        await traffic.flows(server, channel, within=20)
+        await traffic.flows(server, channel)
         joins, plugins_url = channel.joins, server.redis_url
-        kill_primary()
-        await traffic.flows(server, channel, within=FLOWS_WITHIN)
+        with open_lateness() as lateness:
+            kill_primary()
+            began = trio.current_time()
+            await traffic.flows(server, channel)
+            took = trio.current_time() - began
+        assert took <= FLOWS_WITHIN + lateness.total
 
         assert server.redis_url == plugins_url, "the URL of plugins stays"
         assert traffic.beats == sorted(set(traffic.beats)), "no message comes twice or out of order"
@@ -199,7 +202,7 @@ async def test_a_cluster_carries_messages_histories_and_keys(tmp_path: Path) -> 
             server.open_socket() as browser,
         ):
             channel = await join(server, browser)
-            await traffic.flows(server, channel, within=20)
+            await traffic.flows(server, channel)
             await in_every_slot(cluster)
             state = server.server.tree.incarnation.require_state()  # type: ignore[union-attr]
             assert (await state.history("kept:map", limit=1)).events
@@ -208,14 +211,14 @@ async def test_a_cluster_carries_messages_histories_and_keys(tmp_path: Path) -> 
             old = cluster.owner(SLOT)
             other = next(node for node in cluster.nodes if node is not old)
             await trio.to_thread.run_sync(cluster.move, SLOT, other)
-            await traffic.flows(server, channel, within=20)
+            await traffic.flows(server, channel)
             assert (await state.history("kept:map", limit=1)).events
             assert ask(other.port, "EXISTS", "{tangram}:history") == 1
 
 
 async def in_every_slot(cluster: RealCluster) -> None:
     """Check that the plugins' keys are on all nodes."""
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         while not all(ask(node.port, "DBSIZE") for node in cluster.nodes):  # noqa: ASYNC110 - Redis tells of no event
             await trio.sleep(0.05)
 
@@ -228,7 +231,7 @@ async def messages_of_every_node(cluster: RealCluster, traffic: Traffic) -> None
     it arrives.
     """
     missing = {str(node.port) for node in cluster.nodes}
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         while missing:
             for port in missing:
                 ask(int(port), "PUBLISH", "from:flow:x", port)
@@ -259,7 +262,7 @@ async def works_with(url: str) -> None:
         assert tree is not None
         state = tree.incarnation.require_state()
         channel = await join(server, browser)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             assert (await state.publish("to:kept:map:one", 1)).position
             await state.redis_client.set("app:key", "1")
             assert await state.redis_client.get("app:key") == b"1"

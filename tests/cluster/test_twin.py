@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,10 +105,10 @@ async def call_real(publisher: Publisher, call: FunctionCall) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("as_scripts", [False, True])
-async def test_both_answer_the_same(nursery: trio.Nursery, as_scripts: bool) -> None:
+async def test_both_answer_the_same(nursery: trio.Nursery, as_scripts: bool, redis_server: Path) -> None:
     """A drawn sequence of calls has the same answers on Redis, by functions or scripts, and on the twin."""
     options = ("--rename-command", "FUNCTION", "") if as_scripts else ()
-    with open_broker(*options) as broker:
+    with open_broker(*options, server=redis_server) as broker:
         address = parse_redis_url(broker.url)
         publisher = Publisher(address, load=lambda link: load_library(link, LIBRARY))
         nursery.start_soon(publisher.run)

@@ -1,6 +1,6 @@
-"""Install the tools of the end-to-end tests: Chromium, npm's ``phoenix``, nginx, HAProxy and Prometheus.
+"""Install the tools of tests: Chromium, npm's ``phoenix``, nginx, HAProxy, Prometheus and a Redis with TLS.
 
-``make test`` runs this once; the tests call :func:`find_browser` and :func:`find_phoenix`. Programs that are
+``make test`` runs this once; the tests call :func:`find_browser` and its siblings. Programs that are
 installed are used. The others come from the packages of the system (as root), and from npm into ``.cache/``.
 """
 
@@ -19,6 +19,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chro
 PROXIES = ("nginx", "haproxy", "caddy")
 PROMETHEUS = ("prometheus", "promtool")
 """The programs of Debian's package ``prometheus``."""
+REDIS = ("redis-server", "valkey-server")
+"""Programs of Debian's packages of the same names, both built with TLS."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 """Says on Debian whether a package may start its service."""
 PHOENIX = ("1.8.16", "1.8.9", "1.7.23")
@@ -59,6 +61,24 @@ def find_browser() -> str:
 def find_proxy(name: str) -> str | None:
     """Return the path of ``nginx``, ``haproxy`` or ``caddy``; Debian installs them in /usr/sbin."""
     return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+
+
+def find_redis() -> Path | None:
+    """Return a Redis or Valkey server of the system that was built with TLS.
+
+    The tests that need another server than the wheel's use it; the broker of all others comes from the wheel,
+    which has no TLS.
+    """
+    folders = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]
+    found = (shutil.which(name, path=folder) for folder in folders for name in REDIS)
+    return next((Path(one) for one in found if one is not None and has_tls(one)), None)
+
+
+def has_tls(server: str) -> bool:
+    """Return whether a server was built with TLS; without a certificate both kinds end at once."""
+    words = [server, "--port", "0", "--tls-port", "6379"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    return "No tls-cert-file configured" in ended.stdout
 
 
 def find_phoenix(version: str = PHOENIX[0]) -> Path:
@@ -123,6 +143,11 @@ def ensure_proxies() -> None:
 def ensure_prometheus() -> None:
     """Install Prometheus; where that cannot be done, its tests are skipped."""
     _ensure([] if all(map(shutil.which, PROMETHEUS)) else ["prometheus"])
+
+
+def ensure_redis() -> None:
+    """Install a Redis with TLS; where that cannot be done, the tests of sentinels and clusters skip TLS."""
+    _ensure([] if find_redis() is not None else [REDIS[0]])
 
 
 def _ensure(missing: list[str]) -> None:
@@ -194,6 +219,7 @@ def main() -> None:
         ensure_phoenix()
         ensure_proxies()
         ensure_prometheus()
+        ensure_redis()
     except NotPreparedError as error:
         sys.exit(f"prepare: {error}")
     except subprocess.CalledProcessError as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tangram.bus.scripts import FunctionCall
 from tangram.history.library import GUARD, LEASE, data_key, library, state_key
-from tangram.testing import RealBroker
+from tangram.testing import open_broker
 from tangram.testing.fakes.valkey.functions import call_function, load_library
 from tangram.testing.fakes.valkey.server import Valkey
 from tests.history.conftest import open_histories
@@ -82,17 +83,19 @@ def plain(message: tuple[bytes, bytes]) -> tuple[bytes, object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-async def test_both_answer_and_publish_the_same(nursery: Any, broker: RealBroker, seed: int) -> None:
+async def test_both_answer_and_publish_the_same(nursery: Any, redis_server: Path, seed: int) -> None:
     """A drawn sequence of calls has the same answers and the same messages on Redis and on the twin."""
-    of, twin = await open_histories(nursery, broker.url, identity="i"), Twin()
-    await of.bus.call(FunctionCall("x", (), (), ("FLUSHALL",)))
-    for number, call in enumerate(drawn_calls(seed)):
-        assert await of.bus.call(call) == twin.call(call), f"call {number}: {call}"
-    await of.wait_received(len(twin.published))
+    with open_broker(server=redis_server) as broker:
+        of, twin = await open_histories(nursery, broker.url, identity="i"), Twin()
+        await of.bus.call(FunctionCall("x", (), (), ("FLUSHALL",)))
+        for number, call in enumerate(drawn_calls(seed)):
+            assert await of.bus.call(call) == twin.call(call), f"call {number}: {call}"
+        await of.wait_received(len(twin.published))
 
-    assert [plain(one) for one in of.received] == [plain(one) for one in twin.published]
-    assert {json.dumps(plain(one)[1], default=str)[:5] for one in twin.published} >= {
-        '{"t":',
-        '{"f":',
-        '{"l":',
-    }
+        assert [plain(one) for one in of.received] == [plain(one) for one in twin.published]
+        assert {json.dumps(plain(one)[1], default=str)[:5] for one in twin.published} >= {
+            '{"t":',
+            '{"f":',
+            '{"l":',
+        }
+        nursery.cancel_scope.cancel()

@@ -11,6 +11,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -126,7 +128,11 @@ class RealBroker:
 
 @contextmanager
 def open_broker(
-    *options: str, port: int | None = None, password: str | None = None, start: bool = True
+    *options: str,
+    port: int | None = None,
+    password: str | None = None,
+    start: bool = True,
+    server: Path | None = None,
 ) -> Iterator[RealBroker]:
     """Run a broker for the block, ready unless ``start`` is False; it is gone afterwards.
 
@@ -135,11 +141,13 @@ def open_broker(
         port: where it listens; a free port unless given.
         password: asked of clients; may be set anew between two starts.
         start: False where the test starts it itself.
+        server: the binary; that of the embedded broker unless given.
 
     Raises:
         InvariantBroken: something goes on listening at its port (``nothing_left_alive``).
     """
-    broker = RealBroker(*options, port=port, password=password)
+    command = None if server is None else partial(server_arguments, server)
+    broker = RealBroker(*options, port=port, password=password, command=command)
     try:
         if start:
             broker.start()

@@ -161,15 +161,17 @@ def open_sentinels(
         TimeoutError: they do not find each other within 20 s.
     """
     with ExitStack() as stack:
-        files = ("--dir", str(folder), "--appendonly", "no")
+        files = ("--dir", str(folder), "--appendonly", "no", "--repl-diskless-sync-delay", "0")
         primary = stack.enter_context(_open_server(*files, tls=tls))
-        place = ("--replicaof", HOST, str(primary.port), "--repl-diskless-sync-delay", "0")
+        place = ("--replicaof", HOST, str(primary.port))
         replicas = [stack.enter_context(_open_server(*place, *files, tls=tls)) for _ in range(nodes - 1)]
         watching = [
             stack.enter_context(_sentinel(folder, primary.port, sentinels, tls)) for _ in range(sentinels)
         ]
         group = RealSentinels([primary, *replicas], watching, tls)
+        _look_every(group, 100, 200)
         _await("the sentinels did not find each other", lambda: _is_settled(group))
+        _look_every(group, 2_000, 10_000)
         yield group
 
 
@@ -192,6 +194,16 @@ def _sentinel(folder: Path, port: int, count: int, tls: RedisTls | None) -> Iter
         yield sentinel
     finally:
         sentinel.kill()
+
+
+def _look_every(group: RealSentinels, publish: int, info: int) -> None:
+    """Set how often the sentinels look for each other and for replicas, in milliseconds.
+
+    By default they look every 2 s for each other, and every 10 s for a replica that they missed at first.
+    Redis 6.2 does not know the command, and keeps these periods.
+    """
+    for sentinel in group.sentinels:
+        group.ask(sentinel, "SENTINEL", "DEBUG", "PUBLISH-PERIOD", str(publish), "INFO-PERIOD", str(info))
 
 
 def _is_settled(group: RealSentinels) -> bool:
