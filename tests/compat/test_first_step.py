@@ -51,6 +51,17 @@ def made_of(name: str, *functions: Any) -> Any:
     return plugin
 
 
+async def test_a_temporary_service_fails_no_start(autojump_clock: MockClock) -> None:
+    """The plugin runs on without it."""
+    tables = {**TABLES, "plugins": {"demo": {"restart": "temporary"}}}
+    async with open_tangram([made_of("demo", fails, runs)], tables, fakes=True) as running:
+        started = [event.child for event in running.events if event.kind == "started"]
+        crashed = [event.path for event in running.events if event.kind == "crashed"]
+
+    assert "plugin:demo" in started
+    assert [path[-1] for path in crashed] == ["service_0"]
+
+
 def _named(function: Any, name: str) -> Any:
     async def service(state: BackendState, **more: Any) -> None:
         await function(state, **more)

@@ -261,3 +261,15 @@ def test_a_bad_message_at_the_first_line_is_no_failed_start() -> None:
         return {CHILD: made_of(read, runs)}
 
     assert outcomes(make, 20) == {CHILD: {RESTARTED: 20}}
+
+
+def test_a_temporary_service_fails_no_start() -> None:
+    """Its failure is logged, and the plugin goes on without it: the other service crashes it later."""
+
+    def make() -> dict[str, Plugin]:
+        plugin = Plugin()
+        plugin.register_service(0, name="once", restart="temporary")(fails)
+        plugin.register_service(1, name="other")(fails_later)
+        return {CHILD: plugin}
+
+    assert outcomes(make, 20) == {CHILD: {RESTARTED: 20}}

@@ -9,18 +9,22 @@ from contextlib import contextmanager
 import trio
 
 from tangram.plugins.first_steps import FirstSteps
+from tangram.plugins.service import Service
 from tangram.task_status import RelayedStatus
 
 __all__ = ["noting_first_step"]
 
 
 @contextmanager
-def noting_first_step(status: trio.TaskStatus[None], steps: FirstSteps) -> Iterator[RelayedStatus[None]]:
+def noting_first_step(
+    status: trio.TaskStatus[None], steps: FirstSteps, service: Service
+) -> Iterator[RelayedStatus[None]]:
     """Hand out a status for a service in the block, and note an error of its first step.
 
     Args:
         status: gets the report of the start.
         steps: gets the exception, if the task has not waited since the report.
+        service: the service.
     """
     waited = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -34,5 +38,5 @@ def noting_first_step(status: trio.TaskStatus[None], steps: FirstSteps) -> Itera
         yield noted
     except BaseException as error:
         if not waited.is_set():
-            steps.fail(error)
+            steps.fail(service, error)
         raise

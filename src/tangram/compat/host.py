@@ -239,7 +239,7 @@ class IslandHost(PluginHost):
         async def run() -> None:
             status = trio.TASK_STATUS_IGNORED if begun.is_set() or not reports else task_status
             begun.set()
-            with noting_first_step(status, steps) as noted:
+            with noting_first_step(status, steps, service) as noted:
                 if service.reports_start:
                     await service.function(state, task_status=noted)
                 else:

@@ -16,6 +16,7 @@ import trio
 
 from tangram.errors import BadMessage
 from tangram.groups import all_leaves_are
+from tangram.plugins.service import Service
 
 __all__ = ["FirstSteps"]
 
@@ -31,6 +32,7 @@ class FirstSteps:
         self.failed = False
         """Whether a service has raised in its first step."""
         self._waiting = set(waiting)
+        self._ended = False
 
     @property
     def complete(self) -> bool:
@@ -43,15 +45,17 @@ class FirstSteps:
         # Trio clears this attribute whenever it runs a task again, so that it marks the present step.
         trio.lowlevel.current_task().custom_sleep_data = self
 
-    def note_error(self, error: BaseException) -> None:
+    def note_error(self, service: Service, error: BaseException) -> None:
         """Note an exception of a service; called in the task of the service, at once."""
         if trio.lowlevel.current_task().custom_sleep_data is self:
-            self.fail(error)
+            self.fail(service, error)
 
-    def fail(self, error: BaseException) -> None:
-        """Note an exception that a service has raised in its first step."""
-        # A message that cannot be read is dropped, and its service is called again.
-        if not all_leaves_are(error, BadMessage):
+    def fail(self, service: Service, error: BaseException) -> None:
+        """Note an exception that a service has raised in its first step, if that ends the plugin."""
+        # A message that cannot be read is dropped, and its service is called again. The crash of a temporary
+        # service is logged, and the plugin goes on without it.
+        ends = service.restart != "temporary" and not all_leaves_are(error, BadMessage)
+        if ends and not self._ended:
             self.failed = True
 
     async def check(self) -> None:
@@ -62,3 +66,11 @@ class FirstSteps:
         """
         if self.failed:
             await trio.sleep_forever()
+
+    async def end(self) -> None:
+        """End the start, unless a service has failed; then wait as `check` does.
+
+        Later first steps decide nothing: a service may be called again when its node holds a lease again.
+        """
+        await self.check()
+        self._ended = True

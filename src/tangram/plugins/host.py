@@ -257,7 +257,7 @@ class PluginHost:
             shutdown_timeout=self.stop_timeout,
             **self._settings,
         ) as supervisor:
-            await self._first_steps.check()
+            await self._first_steps.end()
             self._running = True
             self.on_running()
             try:
@@ -283,7 +283,6 @@ class PluginHost:
         steps = self._first_steps
 
         async def run(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-            await steps.check()
             if service.restart == "temporary":
                 self._temporary_started.add(service.name)
             status = RelayedStatus(
@@ -293,14 +292,17 @@ class PluginHost:
                 while await self._is_ended_by_message(service, state, status):
                     await trio.lowlevel.checkpoint()
 
-        async def run_on_one(*, task_status: trio.TaskStatus[None]) -> None:
-            assert self._place is not None
+        async def start(*, task_status: trio.TaskStatus[None]) -> None:
+            await steps.check()
+            if self._place is None or not self._is_placed(service):
+                await run(task_status=task_status)
+                return
             lease = f"{self.name}/{service.name}"
             await self._place(lease, run, task_status=task_status, start_timeout=service.start_timeout)
 
         return Child(
             service.name,
-            run_on_one if self._is_placed(service) else run,
+            start,
             restart=service.restart,
             start_timeout=service.start_timeout,
             stop_timeout=service.stop_timeout,
@@ -352,7 +354,7 @@ async def _run_async(
                     await service.function(state)
             except BaseException as error:
                 # The end of the nursery lets other tasks run before the exception leaves it.
-                steps.note_error(error)
+                steps.note_error(service, error)
                 raise
         return
     except BaseExceptionGroup as group:
