@@ -273,3 +273,18 @@ def test_a_temporary_service_fails_no_start() -> None:
         return {CHILD: plugin}
 
     assert outcomes(make, 20) == {CHILD: {RESTARTED: 20}}
+
+
+@pytest.mark.parametrize("others", [[], [runs, runs]])
+def test_a_permanent_service_that_returns_at_once_crashes(others: list[ServiceFunction]) -> None:
+    """It has started, and a return is charged."""
+
+    async def returns(state: BackendState) -> None:
+        """Return at once."""
+
+    def make() -> dict[str, Plugin]:
+        plugin = made_of(*others)
+        plugin.register_service(-1, name="returning", restart="permanent")(returns)
+        return {CHILD: plugin}
+
+    assert outcomes(make, 20) == {CHILD: {RESTARTED: 20}}
