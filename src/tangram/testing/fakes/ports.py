@@ -17,15 +17,16 @@ HOST: Final = "127.0.0.1"
 """Address on which everything listens that a test starts."""
 
 
-_QUIET: Final = range(20000, 32768)
+_QUIET: Final = range(10000, 20000)
 """Ports that no outgoing connection gets by itself (Linux: net.ipv4.ip_local_port_range).
 
 So no program takes one between two starts of a server, and a client that connects meanwhile is not
-connected to itself.
+connected to itself. The brokers that servers start draw from the ports above: one that starts beside a test
+would else take, now and then, a port that was given and is not bound yet.
 """
 
 _TRIES: Final = 64
-"""Attempts to find a free port: of twelve thousand a handful is taken."""
+"""Attempts to find a free port: of ten thousand a handful is taken."""
 
 
 _given: Final = deque[int](maxlen=1000)
