@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, open_websocket_url
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
 from tangram.channels.disconnects import RESTART, SHUTDOWN
+from tangram.testing.run.nursery import open_unwrapped_nursery
 from tests.e2e.harness import LONG
 
 EVERY = 0.02  # seconds between two attempts of a client
@@ -30,12 +31,23 @@ class Joins:
     """Other attempts, by the place where each ended."""
 
 
-async def _join(joins: Joins, url: str, topic: str, token: str) -> None:
+@asynccontextmanager
+async def _open_websocket(port: int) -> AsyncIterator[WebSocketConnection]:
+    """Open a WebSocket whose socket is closed at the end.
+
+    trio-websocket leaves it open where the other side closed first.
+    """
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream, open_unwrapped_nursery() as nursery:
+        yield await wrap_client_stream(nursery, stream, f"127.0.0.1:{port}", "/websocket?vsn=2.0.0")
+        nursery.cancel_scope.cancel()
+
+
+async def _join(joins: Joins, port: int, topic: str, token: str) -> None:
     place = "before the upgrade"
     frame = json.dumps(["1", "1", topic, "phx_join", {"token": token}])
     try:
         with trio.fail_after(LONG):
-            async with open_websocket_url(url) as socket:
+            async with _open_websocket(port) as socket:
                 place = "before the answer to the join"
                 await socket.send_message(frame)
                 while '"phx_reply"' not in (answer := str(await socket.get_message())):
@@ -57,12 +69,11 @@ async def _join(joins: Joins, url: str, topic: str, token: str) -> None:
 async def joining(port: int, topic: str, token: str, *, clients: int) -> AsyncIterator[Joins]:
     """Join for the duration of the block, and until the last attempt has ended."""
     joins = Joins()
-    url = f"ws://127.0.0.1:{port}/websocket?vsn=2.0.0"
     over = False
 
     async def live() -> None:
         while not over:
-            await _join(joins, url, topic, token)
+            await _join(joins, port, topic, token)
             await trio.sleep(EVERY)
 
     async with trio.open_nursery() as nursery:
