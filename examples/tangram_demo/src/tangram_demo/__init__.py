@@ -120,8 +120,8 @@ async def publish_metrics(state: tangram.BackendState) -> None:
 
 
 @plugin.register_service()
-async def count_commands(state: tangram.BackendState) -> None:
-    """Count the commands of browsers, until cancelled."""
+async def count_commands(state: tangram.BackendState, *, task_status: trio.TaskStatus[None]) -> None:
+    """Count the commands of browsers, until cancelled; the start is over when none is missed."""
     demo = state.get(Demo)
     counter = CommandCounter(
         name="DemoCommands",
@@ -130,6 +130,7 @@ async def count_commands(state: tangram.BackendState) -> None:
         initial_state=demo.commands,
     )
     await counter.subscribe()
+    task_status.started()
     try:
         await trio.sleep_forever()
     finally:

@@ -18,8 +18,12 @@ from tangram.redis_url import parse_redis_url
 
 __all__ = ["Broker", "check_broker"]
 
-START_SECONDS: Final = 20.0
-ANSWER_SECONDS: Final = 2.0
+START_SECONDS: Final = 60.0
+"""Seconds for a start, and for an end: bounds that end a hang."""
+
+ANSWER_SECONDS: Final = 30.0
+"""Seconds for an answer, which takes milliseconds."""
+
 MESSAGES: Final = 50
 
 BIG: Final = bytes(range(256)) * 4096

@@ -38,6 +38,9 @@ hang, and measures nothing.
 STOP_SECONDS: Final = 15.0
 """Seconds for a stop: ``[supervisor] shutdown_timeout`` is 10 s by default, and this is half of it again."""
 
+ANSWER_SECONDS: Final = 60.0
+"""Seconds for an answer to `RunningProcess.request`: a bound that ends a hang."""
+
 KILL_SECONDS: Final = 10.0
 """Seconds for the end after SIGKILL, which is immediate unless the kernel holds the process."""
 
@@ -276,7 +279,7 @@ class RunningProcess:
         """Send one HTTP request and return the response."""
         import httpx
 
-        async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=ANSWER_SECONDS) as client:
             return await client.request(method, path, **options)
 
     async def get(self, path: str, **options: Any) -> Any:

@@ -31,8 +31,13 @@ __all__ = [
 MASTER: Final = "tangram"
 """The name by which the sentinels know the primary."""
 
-READY_SECONDS: Final = 20.0
-"""Seconds for a group to find itself: the nodes of a cluster exchange messages ten times a second."""
+READY_SECONDS: Final = 60.0
+"""Seconds for a group to find itself: the nodes of a cluster exchange messages ten times a second. Sentinels
+do nothing for 30 s after their machine stood still for two seconds.
+"""
+
+ANSWER_SECONDS: Final = 30.0
+"""Seconds for the answer to one command, which takes less than a millisecond."""
 
 SLOTS: Final = 16384
 
@@ -79,7 +84,7 @@ def ask(port: int, *words: str, login: Sequence[str] = (), tls: RedisTls | None 
     """Send one command to a server on loopback, and return its answer, an error included."""
     reader = hiredis.Reader()
     with ExitStack() as stack:
-        connection = stack.enter_context(socket.create_connection((HOST, port), timeout=5))
+        connection = stack.enter_context(socket.create_connection((HOST, port), timeout=ANSWER_SECONDS))
         if tls is not None:
             connection = stack.enter_context(tls.context().wrap_socket(connection, server_hostname=HOST))
         answers = []
@@ -158,7 +163,7 @@ def open_sentinels(
         tls: for all connections; None for none.
 
     Raises:
-        TimeoutError: they do not find each other within 20 s.
+        TimeoutError: they do not find each other within a minute.
     """
     with ExitStack() as stack:
         files = ("--dir", str(folder), "--appendonly", "no", "--repl-diskless-sync-delay", "0")
@@ -272,7 +277,7 @@ def open_cluster(
         tls: for all connections; None for none.
 
     Raises:
-        TimeoutError: the cluster is not complete within 20 s.
+        TimeoutError: the cluster is not complete within a minute.
     """
     count = nodes * (1 + replicas)
     with ExitStack() as stack:

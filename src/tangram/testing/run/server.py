@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHEAP", "RunningTangram", "TangramEnded", "open_tangram"]
 
-EVENT_SECONDS: Final = 10.0
-"""Seconds that a test waits for an event that must come."""
+EVENT_SECONDS: Final = 60.0
+"""Seconds that a test waits for an event that must come: a bound that ends a hang."""
 
 LOOK_EVERY: Final = 0.01
 """Seconds between two polls of a tree that has no event for a condition."""

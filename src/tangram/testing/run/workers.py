@@ -26,7 +26,7 @@ T = TypeVar("T")
 WORK_SECONDS: Final = 4 * 3600.0
 """Seconds for all calls: the longest known, 10,000 seeds on two cores, takes 90 minutes at worst."""
 
-END_SECONDS: Final = 5.0
+END_SECONDS: Final = 30.0
 """Seconds for an end: SIGKILL ends a process at once unless the kernel holds it."""
 
 

@@ -26,7 +26,7 @@ FREEZE_SECONDS: Final = 1.0
 READONLY_SECONDS: Final = 0.2
 """Seconds for which the broker refuses writes."""
 
-REFUSED_SECONDS: Final = 5.0
+REFUSED_SECONDS: Final = 30.0
 """Seconds within which the bus must have noticed that its password is refused."""
 
 
