@@ -15,7 +15,7 @@ MAX_TRIES = 500
 
 
 def ask(host: str, port: int, path: str) -> str:
-    connection = http.client.HTTPConnection(host, port, timeout=10)
+    connection = http.client.HTTPConnection(host, port, timeout=60)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

@@ -18,6 +18,7 @@ import trio
 import tangram
 from tangram.testing import RunningTangram, open_tangram
 from tests.app.helpers import Journal, make_plugin
+from tests.machine_slack import waited_for_processor
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ async def polled(url: str) -> AsyncIterator[list[str]]:
     try:
         yield report
     finally:
-        with trio.move_on_after(10, shield=True):
+        with trio.move_on_after(60, shield=True):
             await process.stdin.aclose()
             text = b"".join([chunk async for chunk in process.stdout]).decode()
             await process.wait()
@@ -72,6 +73,7 @@ async def test_a_crash_restarts_all_in_order_and_refuses_no_connection(crashed: 
         for round_ in range(1, 4):
             mark = len(running.events)
             async with polled(f"{running.url}/probe/value") as report:
+                waited = waited_for_processor(os.getpid())
                 began = time.monotonic()
                 if crashed == "plugin:probe":
                     await running.http.post("/probe/crash")
@@ -79,8 +81,9 @@ async def test_a_crash_restarts_all_in_order_and_refuses_no_connection(crashed: 
                     running.crash(crashed)
                 await running.wait_ready(1 + round_)
                 back = time.monotonic()
+                waited = waited_for_processor(os.getpid()) - waited
             statuses = {line.split()[1] for line in report if line}
-            gaps.append(longest_gap(report, began, back))
+            gaps.append(longest_gap(report, began, back) - waited)
 
             assert "refused" not in statuses
             assert "503" not in statuses
@@ -92,8 +95,8 @@ async def test_a_crash_restarts_all_in_order_and_refuses_no_connection(crashed: 
             in_turn = [name for name in stopped[1:] if name not in early]
             assert in_turn == [name for name in reversed(PARTS) if name not in early]
             assert started == PARTS
-        # The promised bound. The shortest of three counts: a wait of the server is in each of them, and one
-        # for the processor, which another program had, is not.
+        # The promised bound. The shortest of three counts, and time for which another program had the
+        # processor is not in it: a wait of the server is.
         assert min(gaps) <= 0.25, gaps
         assert journal.lines.count("probe lifespan in") == 4
         assert journal.lines.count("probe lifespan out") == 3
@@ -169,7 +172,7 @@ async def test_exhausted_exit_ends_the_server() -> None:
     config = {"supervisor": {"plugin_restarts": 0, "exhausted": "exit"}}
     async with open_tangram([make_plugin(Journal())], config) as running:
         await running.http.post("/probe/crash")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             status = await running.wait_ended()
 
         assert status == 70
@@ -219,7 +222,7 @@ async def test_a_broker_that_is_killed_comes_back_and_messages_flow_again() -> N
             await running.wait_ready(2)
             while (await channel.receive()).name != "tick":
                 pass
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await channel.receive()
 
         assert running.redis_url == url
@@ -234,7 +237,7 @@ async def test_core_crashes_past_the_window_end_the_server_in_order() -> None:
         await running.wait_ready(2)
         running.crash("web")
         await running.wait_event("gave_up")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await running.wait_ended()
 
         assert running.status == 70

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("engine", ["native", "hy
 
 
 async def until_closed(channel: Channel) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         try:
             while True:
                 await channel.receive()
@@ -53,7 +53,7 @@ async def test_a_browser_gets_messages_and_pushes(engine: str) -> None:
         token = await tangram.fetch_token(running.url, "probe")
         async with running.open_socket() as socket:
             channel = await socket.join("probe", token=token.token)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while (await channel.receive()).name != "tick":
                     pass
                 reply = await channel.push("hello", {"n": 1})

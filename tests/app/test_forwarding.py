@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ ENGINES = pytest.mark.parametrize("engine", ["native", "hypercorn"])
 NAME = "placed"
 
 
-def placed_plugin(node: str) -> Plugin:
-    """Return a plugin whose routes name the node on which they run."""
+def placed_plugin(node: str, released: trio.Event | None = None) -> Plugin:
+    """Return a plugin whose routes name the node on which they run; one answers once it is released."""
     router = APIRouter(prefix="/placed")
 
     @router.get("/who/{word}")
@@ -42,7 +43,8 @@ def placed_plugin(node: str) -> Plugin:
 
     @router.get("/slow")
     async def slow() -> dict[str, Any]:
-        await trio.sleep(0.3)
+        assert released is not None
+        await released.wait()
         return {"node": node}
 
     @router.get("/stream")
@@ -135,7 +137,7 @@ async def two_servers(
             tree = a.server.tree
             assert tree is not None
             assert tree.nodes is not None
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while (holder := tree.placement.holder(NAME)) is None or holder.id != "b":
                     await tree.nodes.wait_change()
             yield a, b
@@ -292,7 +294,7 @@ async def test_a_stream_of_another_node_is_followed() -> None:
                 % authorization
             )
             received = b""
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while b"\r\n\r\n" not in received:
                     received += bytes(await stream.receive_some(65536))
                 message = {"topic": "t", "event": "e", "payload": {"n": 1}}
@@ -418,7 +420,8 @@ async def test_a_plugin_that_restarts_wakes_the_requests_that_wait(monkeypatch: 
 
 async def test_a_request_in_hand_is_answered_before_its_plugin_moves() -> None:
     """The old node answers it, and the new node starts the plugin after that."""
-    async with two_servers() as (a, b):
+    released = trio.Event()
+    async with two_servers(partial(placed_plugin, released=released)) as (a, b):
         answers: list[str] = []
 
         async def slow() -> None:
@@ -426,12 +429,16 @@ async def test_a_request_in_hand_is_answered_before_its_plugin_moves() -> None:
 
         assert b.server.tree is not None
         in_flight = b.server.tree.in_flight
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(slow)
                 while not in_flight.count(NAME):  # noqa: ASYNC110 - counts have no event
                     await trio.sleep(0.01)
                 b.server.tree.placement.move(NAME)
+                while in_flight.takes(NAME):  # noqa: ASYNC110 - as above
+                    await trio.sleep(0.01)
+                assert answers == []
+                released.set()
                 assert (await a.http.get("/placed/who/me")).json()["node"] == "a"
 
         assert answers == ["b"]

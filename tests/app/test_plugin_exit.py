@@ -100,7 +100,7 @@ async def test_sys_exit_is_a_crash_of_the_plugin(source: Callable[[ExitOnce], ta
         if source is lifespan:  # it did not start, and is in quarantine
             await running.http.post("/-/plugins/plugin/restart", headers=running.operator)
         else:
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while leave.calls < 2:  # noqa: ASYNC110 - a service reports its second run to no event
                     await trio.sleep(0.01)
         (shown,) = (await running.http.get("/-/plugins", headers=running.operator)).json()

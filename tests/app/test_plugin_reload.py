@@ -180,7 +180,7 @@ async def test_an_existing_plugin_is_reloaded_alone(tmp_path: Path) -> None:
 
         write(file, EXISTING.format(path="other", number=2))
         answer = await reload(tangram, "old_rx")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while (await channel.receive()).payload != {"n": 2}:
                 pass
 

@@ -123,7 +123,7 @@ async def test_a_foreign_server_is_recognised_by_its_process_id() -> None:
     """A server that answers PING in place of the child is not accepted."""
     async with trio.open_nursery() as nursery:
         port = await nursery.start(FakeRedis().run)
-        broker = EmbeddedBroker(BrokerConfig(port=0, start_timeout=1.0))
+        broker = EmbeddedBroker(BrokerConfig(port=0, start_timeout=60.0))
         answered: list[str] = []
 
         class Status:
@@ -219,7 +219,7 @@ async def test_the_childs_log_lines_are_logged() -> None:
         async with running(EmbeddedBroker(BrokerConfig(port=0))) as run:
             async with open_probe(parse_redis_url(run.broker.server_url)) as probe:
                 await probe.ask("CONFIG", "SET", "loglevel", "debug")
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     while not [
                         e for e in logs if e["log_level"] == "debug" and "Client" in str(e.get("line"))
                     ]:

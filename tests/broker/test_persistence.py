@@ -245,7 +245,7 @@ async def test_a_disk_that_does_not_write_turns_the_file_off(
     kept = Persistence(tmp_path)
     failed = trio.Event()
     before = kept.identity
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await kept.run_syncs(failed.set)
 
     assert failed.is_set()

@@ -40,12 +40,12 @@ def test_the_end_of_a_process_is_described() -> None:
     assert describe_end(-200) == "signal 200"
 
 
-async def run(code: str, *, patience: float = 5.0) -> tuple[list[str], bool]:
+async def run(code: str, *, patience: float = 60.0) -> tuple[list[str], bool]:
     lines: list[str] = []
     server = await start_server([sys.executable, "-u", "-c", code], lines.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run_output)
-        with trio.move_on_after(10):
+        with trio.move_on_after(60):
             while "ready" not in lines and server.running:  # noqa: ASYNC110 - there is no event to wait for
                 await trio.sleep(0.01)
         gentle = await server.stop(patience)

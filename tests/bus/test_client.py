@@ -238,6 +238,13 @@ async def test_an_unawaited_error_does_not_end_the_loop(client: RedisClient, bus
     assert await bus.lazy_part("redis client", RedisLoop(bus.url).run, RedisLoop) is lane
 
 
+async def until_blocked(client: RedisClient) -> None:
+    """Wait until Redis has a client that waits in a blocking command."""
+    with trio.fail_after(60):
+        while not (await client.info("clients"))["blocked_clients"]:  # noqa: ASYNC110 - Redis tells of no event
+            await trio.sleep(0.01)
+
+
 async def test_commands_fail_during_an_outage_and_work_after_it(valkey: RealBroker) -> None:
     """During an outage each command raises at once; afterwards the same client works."""
     async with trio.open_nursery() as nursery:
@@ -254,7 +261,7 @@ async def test_commands_fail_during_an_outage_and_work_after_it(valkey: RealBrok
                 blocked.append(str(exc))
 
         nursery.start_soon(block)
-        await trio.sleep(0.05)
+        await until_blocked(client)
         valkey.kill()
         with trio.fail_after(30), pytest.raises(BrokerUnavailable, match="is away"):
             await client.get("k")
@@ -306,7 +313,7 @@ async def test_a_stop_ends_waiting_commands(shared_valkey: RealBroker) -> None:
                     told.append(str(exc))
 
             outer.start_soon(wait)
-            await trio.sleep(0.1)
+            await until_blocked(client)
             began = trio.current_time()
             nursery.cancel_scope.cancel()
         assert trio.current_time() - began < 30  # the command itself has no end

@@ -46,7 +46,7 @@ async def test_sockets_in_memory_need_the_native_engine() -> None:
 
 async def test_a_transport_that_loses_messages_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transport that loses one message in ten fails."""
-    monkeypatch.setattr(sys.modules[check_transport.__module__], "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(sys.modules[check_transport.__module__], "ANSWER_SECONDS", 3.0)
 
     def lossy(transport: Transport) -> Transport:
         sent = []

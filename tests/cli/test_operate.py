@@ -68,7 +68,7 @@ async def open_commands(
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - a client in a thread changes it
             await trio.sleep(0.01)
 

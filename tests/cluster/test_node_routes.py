@@ -47,7 +47,7 @@ async def nodes_in_console(server: RunningTangram) -> list[tuple[str, bool, list
     assert view is not None
     nodes = server.server.tree.nodes
     assert nodes is not None
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while [one["plugins"] for one in view.tree_view()["nodes"]] != [["globe"], []]:
             await nodes.wait_change()
     return [(one["id"], one["me"], one["plugins"]) for one in view.tree_view()["nodes"]]

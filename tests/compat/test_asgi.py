@@ -117,6 +117,7 @@ async def upload(request: Request):
 
 @router.get("/polls")
 async def polls(request: Request, count: int):
+    calls.append("polls begins")
     for number in range(count):
         if await request.is_disconnected():
             calls.append("poll saw it")
@@ -127,6 +128,8 @@ async def polls(request: Request, count: int):
 
 @router.get("/events")
 async def events(request: Request):
+    calls.append("events begins")
+
     async def stream():
         try:
             while not await request.is_disconnected():
@@ -140,6 +143,8 @@ async def events(request: Request):
 
 @router.get("/waits")
 async def waits():
+    calls.append("waits begins")
+
     async def stream():
         try:
             yield "x"
@@ -152,6 +157,8 @@ async def waits():
 
 @router.get("/floods")
 async def floods():
+    calls.append("floods begins")
+
     async def stream():
         try:
             while True:
@@ -344,7 +351,8 @@ async def test_a_handler_learns_that_its_client_has_left(
     stream = await trio.open_tcp_stream(address.host, address.port or 80)
     async with stream:
         await stream.send_all(f"GET /probe/{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-        await trio.sleep(0.2)
+        await wait_called(module, f"{path.partition('?')[0]} begins")
+        await trio.sleep(0.2)  # it is in its loop, or in its stream
     with open_lateness() as late:
         took = await wait_called(module, call)
     assert took <= 0.1 + late.allowed

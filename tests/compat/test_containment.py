@@ -75,11 +75,11 @@ async def test_a_plugins_changes_of_its_copies_stay_its_own(islands: str) -> Non
     config = {"compat": {"islands": islands}}
     async with open_tangram([vandal, witness], config, fakes=True) as running:
         for _ in range(2):
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await logged.wait()
             logged = trio.Event()
             await running.server.restart()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await logged.wait()
 
     theirs, others = seen[0], seen[1]
@@ -109,7 +109,7 @@ async def test_a_forgotten_task_ends_with_its_plugin_and_its_error_is_logged() -
         await asyncio.Future()
 
     async with open_tangram([plugin], fakes=True) as running:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await failed.wait()
         await running.server.restart()
         first = tasks[0]

@@ -106,7 +106,7 @@ async def test_the_subscriber_receives(
             while await tree.incarnation.publish("from:system:my-plugin-command", "first") < 1:
                 pass
         printed = ""
-        with trio.move_on_after(5):
+        with trio.move_on_after(60):
             while "received" not in printed:
                 await tangram.http.get("/-/readyz")
                 printed += capsys.readouterr().out

@@ -16,6 +16,7 @@ import pytest
 import structlog
 import trio
 
+from tangram.app import start_gate
 from tangram.compat.plugin import Plugin
 from tangram.compat.state import BackendState
 from tangram.plugins import Plugin as NativePlugin
@@ -144,7 +145,9 @@ async def test_order_of_an_incarnation() -> None:
     service("a", 0)
     service("first", -1)
     async with open_tangram([plugin]):
-        await trio.sleep(0.02)
+        with trio.fail_after(30):
+            while len(logged) < 4:  # noqa: ASYNC110 - asyncio starts the services
+                await trio.sleep(0.01)
 
     starts = [f"{name} by the lifespan" for name in ("first", "a", "b")]
     assert logged == ["enter", *starts, "b ends", "a ends", "first ends", "leave"]
@@ -333,15 +336,19 @@ async def test_restarts_leave_nothing_behind() -> None:
     _kept.clear()
 
 
-async def test_services_of_all_plugins_start_together() -> None:
-    """A message at the start of the first plugin reaches a listener of the last one."""
+async def test_services_of_all_plugins_start_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service of the first plugin starts when the last one has entered its lifespan."""
+    monkeypatch.setattr(start_gate, "TOGETHER_SECONDS", 60.0)  # for a slow machine
     plugins = [named(Plugin(), f"plugin{number}") for number in range(4)]
     received: list[bytes] = []
+    order: list[str] = []
 
     @plugins[0].register_service()  # type: ignore[untyped-decorator]
     async def register(state: BackendState) -> None:
-        await asyncio.sleep(0.1)
-        await state.redis_client.publish("control", b"register")
+        order.append("service")
+        while not received:  # the other one subscribes at its own pace, and Redis keeps no message for it
+            await state.redis_client.publish("control", b"register")
+            await asyncio.sleep(0.01)
         await asyncio.Future()
 
     @plugins[-1].register_service()  # type: ignore[untyped-decorator]
@@ -355,15 +362,18 @@ async def test_services_of_all_plugins_start_together() -> None:
 
         @asynccontextmanager
         async def slow(_state: BackendState) -> AsyncIterator[None]:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
+            order.append("lifespan")
             yield
 
         plugin.lifespan = slow
 
     async with open_tangram(plugins) as tangram:
-        for _ in range(2):
+        for number in (1, 2):
             with trio.fail_after(30):
-                while not received:
+                while order.count("service") < number or not received:
                     await tangram.http.get("/-/healthz")
             received.clear()
             await tangram.server.restart()
+
+    assert order[:6] == ["lifespan", "lifespan", "service"] * 2

@@ -59,7 +59,7 @@ async def test_worker_threads_of_anyio_serve_many_calls_and_end_with_the_island(
             await Resident(island, "demo").call(work, name="work")
         tasks = asyncio.all_tasks(island.loop)
         assert [task.get_name() for task in tasks] == ["root of the island"]
-    threads[0].join(5)
+    threads[0].join(60)
 
     assert set(threads) == {threads[0]}
     assert not threads[0].is_alive()

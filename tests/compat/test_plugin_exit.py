@@ -59,7 +59,7 @@ async def test_sys_exit_is_a_crash_of_the_plugin(leave: Callable[[], object], is
         await asyncio.sleep(1000)
 
     async with open_tangram([plugin], {"compat": {"islands": islands}}) as running:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while runs < 2:  # noqa: ASYNC110 - a service reports its second run to no event
                 await trio.sleep(0.01)
         causes = [str(event.cause) for event in running.events if event.kind == "crashed"]

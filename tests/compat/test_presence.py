@@ -52,12 +52,12 @@ async def test_an_existing_plugin_reads_presence_on_asyncio(*, clustered: bool) 
             token = (await tangram.http.post("/token", json={"channel": "map", "id": "ann"})).json()["token"]
             async with tangram.open_socket() as socket:
                 channel = await socket.join("map", token=token)
-                with trio.fail_after(10):
+                with trio.fail_after(60):
                     await channel.wait_presence(lambda ids: "ann" in ids)
                     while not seen.get("members"):
                         await tangram.http.get("/-/healthz")
                 assert seen["members"] == {"ann": {"metas": channel.presence["ann"]}}
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while seen["members"]:
                     await tangram.http.get("/-/healthz")
     assert "no presence" in seen["refused"]

@@ -91,7 +91,7 @@ async def read_lines(process: trio.Process, wanted: set[str]) -> set[str]:
     assert process.stdout is not None
     text = b""
     missing = set(wanted)
-    with trio.move_on_after(30):
+    with trio.move_on_after(60):
         async for data in process.stdout:
             text += data
             missing = wanted - set(text.decode().splitlines())
@@ -195,7 +195,7 @@ async def test_the_program_in_python(tmp_path: Path, capsys: pytest.CaptureFixtu
     names: dict[str, Any] = {}
     exec(compile(block.text, block.place, "exec"), names)
     async with open_page_server(tmp_path) as server:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await names["greet"](server.url)
 
     assert capsys.readouterr().out == "said {'text': 'hello ann'} {}\n"

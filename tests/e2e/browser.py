@@ -28,7 +28,8 @@ OPTIONS = (
     "--disable-sync",
     "--remote-debugging-port=0",
 )
-START_WITHIN = 30.0  # seconds, on a machine that is busy with other tests
+LONG = 60.0  # seconds after which a wait has failed: a bound that ends a hang
+START_WITHIN = 60.0  # seconds, on a machine that is busy with other tests
 LARGEST = 64 * 2**20  # bytes of one DevTools message
 
 
@@ -123,7 +124,7 @@ class Page:
             await self.run(f"return document.querySelector({json.dumps(selector)}).textContent.trim()")
         )
 
-    async def wait(self, expression: str, *, within: float = 15.0) -> Any:
+    async def wait(self, expression: str, *, within: float = LONG) -> Any:
         """The value of a JavaScript expression, once it is truthy."""
         value: Any = None
         with trio.move_on_after(within):

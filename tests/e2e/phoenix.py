@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.e2e.browser import Browser, Page
+from tests.e2e.browser import LONG, Browser, Page
 from tests.e2e.prepare import PHOENIX
 
 # A program around the client: it gets a token for each topic, opens one socket, and records each event.
@@ -70,10 +70,10 @@ class Client:
     async def last(self, event: str) -> Any:
         return await self.page.run(f"return last({json.dumps(event)})")
 
-    async def wait(self, expression: str, *, within: float = 15.0) -> Any:
+    async def wait(self, expression: str, *, within: float = LONG) -> Any:
         return await self.page.wait(expression, within=within)
 
-    async def wait_more(self, event: str, *, within: float = 15.0) -> None:
+    async def wait_more(self, event: str, *, within: float = LONG) -> None:
         """Until one more of them comes than have come so far."""
         now = await self.count(event)
         await self.wait(

@@ -52,7 +52,7 @@ async def test_a_page_misses_nothing_over_a_reload(home: Home, browser: Browser,
         member = await page.run("return [...numbers.members.value.keys()][0]")
         reply = await page.run('return await numbers.push("wave", { from: client.id })')
         server.send(signal.SIGHUP)
-        await page.wait("joins === 2", within=30)
+        await page.wait("joins === 2")
         before = await page.run("return seen.length")
         await page.wait(f"seen.length > {before + 20}")
         numbers = await page.run("return seen")

@@ -15,7 +15,7 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from tests.e2e.harness import Home, Server, open_process, open_server, wait_until
+from tests.e2e.harness import LONG, Home, Server, open_process, open_server, wait_until
 from tests.e2e.prepare import ROOT
 
 UNSHARE: Final = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -24,7 +24,7 @@ ACCOUNT: Final = 10001
 
 def may_unshare() -> bool:
     try:
-        tried = subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=10, check=False)
+        tried = subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=LONG, check=False)
     except OSError:
         return False
     return tried.returncode == 0 and shutil.which("setpriv") is not None
@@ -191,7 +191,7 @@ async def test_without_a_place_for_the_state_the_operator_is_told(container: Con
     container.configure(["constraints"])
     environ: Any = dict.fromkeys(("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), "")
     async with open_process(container, environ=environ) as server:
-        status = await server.wait_end()
+        status = await server.wait_end(within=LONG)
 
     assert status == 2
     assert "@ XDG_STATE_HOME" in server.log

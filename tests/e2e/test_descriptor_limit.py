@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import trio
 
-from tests.e2e.harness import Home, open_server, write_plugin
+from tests.e2e.harness import LONG, Home, open_server, write_plugin
 
 LIMIT = 400
 CLIENTS = 450
@@ -50,7 +50,7 @@ async def test_idle_connections_leave_descriptors_for_plugins(home: Home, tmp_pa
             process = psutil.Process(server.process.pid)
             soft, _ = process.rlimit(psutil.RLIMIT_NOFILE)
             for _ in range(CLIENTS):
-                stack.enter_context(socket.create_connection(("127.0.0.1", limited.port), timeout=5))
+                stack.enter_context(socket.create_connection(("127.0.0.1", limited.port), timeout=LONG))
                 await trio.lowlevel.checkpoint()
             for _ in range(5):
                 assert (await server.get("/-/healthz"))["status"] == "ok"

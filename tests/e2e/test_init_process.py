@@ -9,14 +9,14 @@ import psutil
 import pytest
 import trio
 
-from tests.e2e.harness import Home, Server, open_server, wait_until
+from tests.e2e.harness import LONG, Home, Server, open_server, wait_until
 
 UNSHARE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 def may_unshare() -> bool:
     try:
-        tried = subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=10, check=False)
+        tried = subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=LONG, check=False)
     except OSError:
         return False
     return tried.returncode == 0

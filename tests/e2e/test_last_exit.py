@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Home, Server, open_process, open_server
+from tests.e2e.harness import LONG, Home, Server, open_process, open_server
 
 SOURCE = """
 import ctypes, os, signal, threading, time
@@ -99,9 +99,9 @@ async def test_a_crash_at_import_names_the_plugin(home: Home) -> None:
     home.install("falling", "import ctypes\nctypes.string_at(0)\n")
     home.configure(["falling"])
     async with open_process(home) as server:
-        assert await server.wait_end() == -signal.SIGSEGV
+        assert await server.wait_end(within=LONG) == -signal.SIGSEGV
     async with open_process(home) as again:
-        assert await again.wait_end() == -signal.SIGSEGV
+        assert await again.wait_end(within=LONG) == -signal.SIGSEGV
 
     last = the_last_exit(again)
     assert last["cause"] == "signal 11 in plugin falling, while it was imported, thread MainThread"

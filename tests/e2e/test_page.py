@@ -96,7 +96,7 @@ async def test_the_page_greys_old_news(home: Home, browser: Browser) -> None:
     async with open_server(home, "tangram_demo") as server:
         page = await browser.open_page(server.url)
         await page.wait("document.querySelector('#children .good') !== null")
-        fresh = await page.run("return document.querySelector('#main').dataset.news")
+        fresh = await page.wait("document.querySelector('#main').dataset.news === 'new' && 'new'")
     await page.wait("document.querySelector('#main').dataset.news === 'old'")
     news = await page.text("#news")
     filtered = await page.run("return getComputedStyle(document.querySelector('#children')).filter")
@@ -114,7 +114,7 @@ async def test_the_page_reconnects_by_itself(home: Home, browser: Browser) -> No
     await page.wait("document.querySelector('#status').dataset.state === 'reconnecting'")
     disabled = await page.run("return document.querySelector('#send').disabled")
     async with open_server(home, "tangram_demo"):
-        await page.wait(CONNECTED, within=30)
+        await page.wait(CONNECTED)
         await page.run("document.querySelector('#send').click()")
         await page.wait("document.querySelector('#count').textContent === '1'")
 

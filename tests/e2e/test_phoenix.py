@@ -67,7 +67,7 @@ async def test_rejoins_after_the_server_was_restarted(home: Home, browser: Brows
         status = await server.stop()
         await client.wait("states.some((state) => state.startsWith('close'))")
     async with open_server(home, "tangram_e2e") as server:
-        await client.wait("channels.e2e.state === 'joined'", within=30)
+        await client.wait("channels.e2e.state === 'joined'")
         await client.wait_more("beat")
         pushed = await client.push("e2e", "again", {})
         second = (await server.get("/e2e/ping"))["pid"]

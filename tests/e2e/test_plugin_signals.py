@@ -153,10 +153,15 @@ async def test_a_forked_child_ends_at_sigterm(home: Home) -> None:
     source = f"""{HEAD}
 @router.get("/fork")
 async def fork() -> int:
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.write(writer, b"x")
         while True:
             time.sleep(0.01)
+    os.read(reader, 1)  # it runs
+    os.close(reader)
+    os.close(writer)
     return pid
 
 @router.get("/reap")
@@ -166,7 +171,6 @@ async def reap(pid: int) -> int:
     home.install("forking", source)
     async with open_server(home, "forking") as server:
         pid = await server.get("/fork")
-        await trio.sleep(0.1)
         os.kill(pid, signal.SIGTERM)
         assert await server.get(f"/reap?pid={pid}") == -signal.SIGTERM
         assert (await server.request("GET", "/-/healthz")).status_code == 200
@@ -178,7 +182,8 @@ async def reap(pid: int) -> int:
 DRAINING = f"""{HEAD}
 @router.get("/slow")
 async def slow() -> str:
-    await trio.sleep(30)
+    print("slow request begins", flush=True)
+    await trio.sleep(90)
     return "late"
 """
 
@@ -186,21 +191,22 @@ async def slow() -> str:
 async def test_a_second_sigint_during_the_drain_ends_the_process(home: Home) -> None:
     """The first begins the drain; one more, after 0.5 s, ends the process with status 130."""
     home.install("slow", DRAINING)
-    async with open_server(home, "slow") as server, trio.open_nursery() as nursery:
+    limits = "[supervisor]\nshutdown_timeout = 60.0\n"  # of which a drain takes half
+    async with open_server(home, "slow", extra=limits) as server, trio.open_nursery() as nursery:
 
         async def ask() -> None:
             with pytest.raises(Exception):  # noqa: B017 - the connection breaks, whichever way
                 await server.request("GET", "/slow")
 
         nursery.start_soon(ask)
-        await trio.sleep(0.3)
+        await server.wait_line("slow request begins")
         below = server.children()
         server.send(signal.SIGINT)
         await server.wait_line("stop requested")
         server.send(signal.SIGINT)  # a terminal and a program around the server send it twice
         await trio.sleep(0.7)
         assert server.process.returncode is None
-        with open_lateness() as late:
+        with open_lateness(server.process.pid) as late:
             begun = trio.current_time()
             server.send(signal.SIGINT)
             status = await server.wait_end()

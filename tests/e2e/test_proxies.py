@@ -14,7 +14,7 @@ import trio
 
 from tangram.client import fetch_token, open_socket
 from tangram.testing import free_port
-from tests.e2e.harness import Home, Server, open_server, wait_until
+from tests.e2e.harness import LONG, Home, Server, open_server, wait_until
 from tests.e2e.prepare import find_proxy
 
 BROWSER: Final = {"host": "maps.example", "user-agent": "Mozilla/5.0 (X11; Linux x86_64)"}
@@ -122,7 +122,7 @@ async def answers(port: int) -> bool:
 
 async def ask(url: str, path: str, **headers: str) -> httpx.Response:
     transport = httpx.AsyncHTTPTransport(local_address=CLIENT)
-    async with httpx.AsyncClient(base_url=url, transport=transport, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=url, transport=transport, timeout=LONG) as client:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await client.get(path, headers={**BROWSER, **named})
 

@@ -6,13 +6,23 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import httpx
 import psutil
 import pytest
 import trio
 
-from tests.e2e.harness import Home, Server, open_process, open_server, wait_gone, wait_until, write_plugin
+from tests.e2e.harness import (
+    LONG,
+    Home,
+    Server,
+    open_process,
+    open_server,
+    wait_gone,
+    wait_until,
+    write_plugin,
+)
 from tests.machine_slack import open_lateness
 
 BOUND = 2.0
@@ -171,7 +181,7 @@ async def stopped(
 ) -> int:
     """Send the signal; the exit status, once nothing is left and the bound is seen to be kept."""
     below = server.children()
-    with open_lateness() as late:
+    with open_lateness(server.process.pid) as late:
         begun = trio.current_time()
         status = await server.stop(number)
         took = trio.current_time() - begun
@@ -336,7 +346,8 @@ async def test_a_full_root_window_ends_with_status_70(home: Home) -> None:
     async with open_server(home, "tangram_e2e", extra=settings) as server:
         below = server.children()
         for count in (2, 3):
-            await server.request("POST", "/e2e/crash", params={"task": "incarnation/web"})
+            with suppress(httpx.TransportError):  # on a slow machine the crash cuts the answer off
+                await server.request("POST", "/e2e/crash", params={"task": "incarnation/web"})
             if count == 2:
                 await server.wait_ready(times=count)
         status = await server.wait_end()
@@ -351,13 +362,13 @@ async def test_a_plugins_full_window_may_end_the_process(home: Home) -> None:
     write_plugin(home.site, "busy", CRASHES)
     home.configure(["busy"], LIMITS + 'exhausted = "exit"\nbackoff_initial = 0.0\n')
     async with open_process(home) as server:
-        await server.wait_ready()
+        # It need never be ready: a slow machine starts the rest of it for longer than the plugin lives.
+        await server.wait_line("as always")
         below = server.children()
-        status = await server.wait_end()
+        status = await server.wait_end(within=LONG)
         await wait_gone(below)
 
         assert status == 70
-        assert "as always" in server.log
 
 
 async def test_a_stop_at_any_moment_leaves_no_process(home: Home) -> None:

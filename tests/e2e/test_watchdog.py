@@ -8,12 +8,14 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.e2e.harness import Home, open_process, open_server, write_plugin
+from tests.e2e.harness import LONG, Home, Server, open_process, open_server, wait_until, write_plugin
+from tests.machine_slack import open_lateness
 
 BLOCKS = """
 import time, trio, tangram
@@ -39,11 +41,11 @@ async def test_the_plugin_that_blocks_the_loop_is_named_within_a_second(home: Ho
         named: list[float] = []
         for count in range(1, ROUNDS + 1):
             block = await server.get("/blocks/for?seconds=1.5")
-            await server.wait_line("event loop unblocked", times=count)
-            *_, told = server.events("event loop blocked")
-            *_, stall = (await server.get("/-/supervision"))["watchdog"]["last"]
+            await wait_until(partial(are_over, server, count))
+            *_, told = server.events("event loop blocked", owner="blocks")
+            stalls = (await server.get("/-/supervision"))["watchdog"]["last"]
+            *_, stall = [one for one in stalls if one["owner"] == "blocks"]
 
-            assert told["owner"] == stall["owner"] == "blocks"
             assert any("block_for" in frame for frame in told["frames"])
             assert any("block_for" in frame for frame in stall["stack"])
             # The loop was last seen alive a fifth of the limit before, and a moment after it goes on again.
@@ -52,6 +54,11 @@ async def test_the_plugin_that_blocks_the_loop_is_named_within_a_second(home: Ho
             if named[-1] <= 1.0:
                 break
         assert min(named) <= 1.0, named
+
+
+async def are_over(server: Server, count: int) -> bool:
+    """Return whether that many stalls of the plugin are over; a machine that stands still has no owner."""
+    return len(server.events("event loop unblocked", owner="blocks")) == count
 
 
 @contextmanager
@@ -89,9 +96,10 @@ async def test_systemd_gets_ready_watchdog_and_stopping(
         environ = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "400000"}
         async with open_process(home, environ=environ) as server:
             await server.wait_ready()
-            await heard_signs(heard, 6)
-            await server.get("/blocks/for?seconds=1.5")
-            await heard_signs(heard, len(heard) + 2)
+            with open_lateness(server.process.pid) as late:
+                await heard_signs(heard, 6)
+                await server.get("/blocks/for?seconds=1.5")
+                await heard_signs(heard, len(heard) + 2)
             assert await server.stop() == 0
         nursery.cancel_scope.cancel()
         heard += [(time.monotonic(), text) for text in drain(listener)]  # it has ended: nothing more comes
@@ -101,14 +109,14 @@ async def test_systemd_gets_ready_watchdog_and_stopping(
 
     assert told.count("READY=1") == 1
     # Between two signs 0.2 s pass; while the loop was blocked there was none.
-    assert statistics.median(waits) <= 0.3
+    assert statistics.median(waits) <= 0.3 + late.longest
     assert max(waits) >= 1.0
     assert "STOPPING=1" in told
 
 
 async def heard_signs(heard: list[tuple[float, str]], count: int) -> None:
     """Until so much was heard."""
-    with trio.fail_after(20):
+    with trio.fail_after(LONG):
         while len(heard) < count:  # noqa: ASYNC110 - nobody tells it
             await trio.sleep(0.02)
 

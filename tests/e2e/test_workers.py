@@ -99,7 +99,7 @@ async def test_a_mistake_in_a_plugin_ends_the_start_with_its_message(home: Home)
     home.configure(["nonesuch"], core="strict = true")
     home.config.write_text(home.config.read_text().replace("[server]\n", "[server]\nworkers = 2\n"))
     async with open_process(home) as server:
-        status = await server.wait_end()
+        status = await server.wait_end(within=LONG)
 
         assert status == 1
         assert "tangram: [core] strict = true, and not every plugin can be loaded" in server.log
@@ -150,7 +150,7 @@ async def test_a_second_sigint_ends_all_workers_at_once(home: Home) -> None:
         await wait_event(server, "stop requested", times=3)
         await trio.sleep(0.7)  # a repetition sooner than half a second counts as the first
         server.process.send_signal(signal.SIGINT)
-        status = await server.wait_end(within=30)
+        status = await server.wait_end(within=LONG)
         await wait_gone(below)
 
         assert status == 130

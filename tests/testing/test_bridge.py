@@ -19,7 +19,7 @@ from tangram.testing.threaded.remote_call import ServerLoopEnded
 
 pytestmark = pytest.mark.slow
 
-LONG = 5.0
+LONG = 60.0
 """Seconds of a call that must be cancelled; a test that waits for it fails."""
 
 
@@ -40,6 +40,7 @@ class Probe:
             raise
 
     async def fail_when_cancelled(self) -> None:
+        self.begun.set()
         try:
             await trio.sleep(LONG)
         finally:
@@ -67,8 +68,10 @@ def test_a_timeout_on_asyncio_cancels_the_remote_call() -> None:
     with serving() as (server, far, probe):
 
         async def main() -> object:
+            waiting = asyncio.ensure_future(far.wait())
+            assert await asyncio.to_thread(probe.begun.wait, 60)
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(far.wait(), 0.05)
+                await asyncio.wait_for(waiting, 0.05)
             assert probe.heard == ["cancelled"]
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(server.wait_event("crashed", seconds=LONG), 0.05)
@@ -81,27 +84,38 @@ def test_a_timeout_on_asyncio_cancels_the_remote_call() -> None:
 async def test_a_timeout_on_another_trio_loop_cancels_the_remote_call() -> None:
     """The same holds for a Trio test whose loop is not the server's."""
     with serving() as (server, far, probe):
-        with trio.move_on_after(0.05) as waited:
-            await far.wait()
-        assert waited.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(far.wait)
+            assert await trio.to_thread.run_sync(probe.begun.wait, 60)
+            nursery.cancel_scope.cancel()
         assert probe.heard == ["cancelled"]
         assert await server.wait_steady() == "up"
 
 
 def test_an_error_during_the_cancellation_is_raised() -> None:
     """An error of the clean-up is raised instead of the cancellation, on asyncio and Trio."""
-    with serving() as (_, far, _):
+    with serving() as (_, far, probe):
 
         async def on_asyncio() -> None:
-            await asyncio.wait_for(far.fail_when_cancelled(), 0.05)
+            waiting = asyncio.ensure_future(far.fail_when_cancelled())
+            assert await asyncio.to_thread(probe.begun.wait, 60)
+            await asyncio.wait_for(waiting, 0.05)
 
         async def on_trio() -> None:
-            with trio.move_on_after(0.05):
-                await far.fail_when_cancelled()
+            with trio.CancelScope() as scope:
+
+                async def cancel() -> None:
+                    assert await trio.to_thread.run_sync(probe.begun.wait, 60)
+                    scope.cancel()
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cancel)
+                    await far.fail_when_cancelled()
 
         with pytest.raises(ValueError, match="the clean-up failed"):
             asyncio.run(on_asyncio())
-        with pytest.raises(ValueError, match="the clean-up failed"):
+        probe.begun.clear()
+        with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="the clean-up failed")):
             trio.run(on_trio)
 
 
@@ -209,25 +223,32 @@ def test_a_call_raises_when_the_server_ends() -> None:
 
 def test_a_call_to_a_blocked_loop_reports_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call fails after a bound, and the message has the place."""
-    monkeypatch.setattr(remote_call, "LOOP_SECONDS", 0.1)
-    go_on = threading.Event()
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        go_on.wait()
+
     with serving(asynchronous=False) as (server, _, _):
-        server._server.loop.token.run_sync_soon(go_on.wait)
+        server._server.loop.token.run_sync_soon(block)
+        assert blocked.wait(LONG)
         try:
             told = r"did not take a call within 0.1 s; it stands at\n(.*\n)*.*wait"
-            with pytest.raises(AssertionError, match=told):
-                _ = server.url
+            with monkeypatch.context() as patched:
+                patched.setattr(remote_call, "LOOP_SECONDS", 0.1)
+                with pytest.raises(AssertionError, match=told):
+                    _ = server.url
         finally:
             go_on.set()
 
 
 def test_a_blocked_start_reports_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only its own test fails, and the message has the place."""
-    monkeypatch.setattr(bridge, "START_SECONDS", 0.1)
+    monkeypatch.setattr(bridge, "START_SECONDS", 3.0)  # it stands there by then, on a slow machine as well
     monkeypatch.setattr(bridge, "GIVE_UP_SECONDS", 0.1)
     go_on = threading.Event()
     settings = {"fakes": True, "on_server": lambda _running: go_on.wait()}
-    with pytest.raises(AssertionError, match=r"did not start within 0.1 s; it stands at\n(.*\n)*.*wait"):
+    with pytest.raises(AssertionError, match=r"did not start within 3 s; it stands at\n(.*\n)*.*wait"):
         with threaded_tangram(settings):
             pass
     go_on.set()

@@ -300,7 +300,7 @@ def an_orphan(stack: ExitStack) -> int:
     read, write = os.pipe()
     stack.callback(os.close, write)
     parent = subprocess.run(
-        [sys.executable, "-c", AN_ORPHAN], stdin=read, stdout=subprocess.PIPE, check=True, timeout=10
+        [sys.executable, "-c", AN_ORPHAN], stdin=read, stdout=subprocess.PIPE, check=True, timeout=60
     )
     os.close(read)
     pid = int(parent.stdout)

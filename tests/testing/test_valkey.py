@@ -208,7 +208,7 @@ class Wire:
     """A connection to the real server, as bytes."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
 
     def ask(self, *requests: bytes) -> bytes:
         """Return all answers up to an ECHO that no other request asks for."""

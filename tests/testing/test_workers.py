@@ -40,11 +40,11 @@ def test_a_call_without_an_answer_is_killed(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match=r"no answer within 1\.5 s"):
         in_processes([partial(noted, tmp_path, 600), partial(noted, tmp_path, 0)], within=1.5)
 
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert not any(start_time(int(one.name)) for one in tmp_path.iterdir())
 
 
 def test_an_error_counts_more_than_the_deadline_of_others(tmp_path: Path) -> None:
     """The exception of one call is raised where others had to be killed."""
-    with pytest.raises(LookupError, match="by itself"):
-        in_processes([partial(noted, tmp_path, 600), partial(never, tmp_path)], within=1.5)
+    with pytest.raises(LookupError, match="by itself"):  # the deadline leaves a slow machine time to start it
+        in_processes([partial(noted, tmp_path, 600), partial(never, tmp_path)], within=8)

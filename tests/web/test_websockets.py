@@ -44,7 +44,7 @@ def site_with(opened: list[str], **parts: Any) -> Site:
 
 async def shake(engine: Literal["native", "hypercorn"], site: Site, *lines: str) -> tuple[int, bytes]:
     """Status and head of the answer to a handshake with these header lines."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with open_engine(engine, cast("ASGIApp", site), settings=ServerConfig()) as running:
             stream = await trio.open_tcp_stream("127.0.0.1", running.port)
             async with stream:

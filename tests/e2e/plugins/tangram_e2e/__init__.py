@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -68,7 +69,9 @@ async def ping(state: tangram.BackendState) -> dict[str, int]:
 
 @router.get("/slow")
 async def slow(seconds: float) -> dict[str, float]:
-    """An answer that takes its time."""
+    """An answer that takes its time; standard output tells when it begins."""
+    sys.stdout.write("slow request begins\n")
+    sys.stdout.flush()
     await trio.sleep(seconds)
     return {"seconds": seconds}
 
