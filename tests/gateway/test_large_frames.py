@@ -67,7 +67,19 @@ async def watch(turns: list[float]) -> None:
 async def test_a_hostile_push_does_not_hold_the_loop(
     engine: Literal["native", "hypercorn"], piece: bytes
 ) -> None:
-    """A push of 16 MiB after a join is published, and other tasks run meanwhile."""
+    """A push of 16 MiB after a join is published, and other tasks run meanwhile.
+
+    A step that is too long is so in each of three runs. One that the hypervisor interrupted is not.
+    """
+    for _ in range(3):
+        turns = await turns_beside_a_push(engine, piece)
+        if sorted(turns)[-2] < LONGEST:
+            return
+    raise AssertionError(f"the loop was held for up to {max(turns) * 1000:.0f} ms")
+
+
+async def turns_beside_a_push(engine: Literal["native", "hypercorn"], piece: bytes) -> list[float]:
+    """Push a large message that is published; return the processor times of the loop's turns."""
     token = mint(Claims("me", "obs", 4_000_000_000), SECRET)
     join = f'["1","1","obs","phx_join",{{"token":"{token}"}}]'
     turns: list[float] = []
@@ -81,7 +93,7 @@ async def test_a_hostile_push_does_not_hold_the_loop(
 
     assert b'"status":"ok","response":{}' in answer
     assert len(server.bus.payloads("from:obs:x")[0]) > SIZE - 1000
-    assert sorted(turns)[-2] < LONGEST, f"the loop was held for up to {max(turns) * 1000:.0f} ms"
+    return turns
 
 
 @pytest.mark.parametrize("engine", ["native", "hypercorn"])
