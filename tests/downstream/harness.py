@@ -97,7 +97,7 @@ async def open_published(
                 async with httpx.AsyncClient() as client:
                     return (await client.get(f"{server.url}/manifest.json")).is_success
 
-            await wait_until(answers, within=30)
+            await wait_until(answers, within=60)
             yield server.url
             server.process.kill()
 

@@ -48,4 +48,6 @@ async def test_each_example_runs(tmp_path: Path, name: str, example: str) -> Non
 
         await wait_until(has_come_to)
         assert await server.stop() == 0
-        assert [record for record in server.records if record.get("level") in {"warning", "error"}] == []
+        bad = [record for record in server.records if record.get("level") in {"warning", "error"}]
+        # A machine that stands still for a second blocks the loop, too.
+        assert [one for one in bad if not one["event"].startswith("event loop")] == []

@@ -39,7 +39,7 @@ class Watched:
 
     async def wait_more(self, count: int = 4) -> None:
         wanted = len(self.messages) + count
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while len(self.messages) < wanted:
                 self._changed = trio.Event()
                 await self._changed.wait()

@@ -105,7 +105,7 @@ def publishers(redis_url: str) -> list[int]:
 
 async def front_end(url: str) -> dict[str, Any]:
     """Return the plugins of the manifest, and the contents of their files."""
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         plugins = (await client.get("/manifest.json")).json()["plugins"]
         paths = [
             f"/plugins/{name}/{entry[key]}"
@@ -123,7 +123,7 @@ async def hear(url: str) -> None:
     async with open_socket(url) as socket:
         channel = await socket.join("system", token=token.token)
         await channel.push("anything", {"n": 1})
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             names = set[str]()
             async for event in channel:
                 names.add(event.payload["el"] if event.name == "update-node" else "")
@@ -149,6 +149,6 @@ async def test_several_processes_are_as_one(kind: str, tmp_path: Path, browser: 
             assert len(set(heard)) == 1
             page = await browser.open_page(front)
             clock = "((document.body.innerText).match(/\\d\\d:\\d\\d:\\d\\d/) || [''])[0]"
-            first = await page.wait(clock, within=30)
+            first = await page.wait(clock, within=60)
             await page.wait(f"{clock} !== {json.dumps(first)} && {clock}")
             assert [error for error in page.errors if not of_the_internet(error)] == []

@@ -103,7 +103,7 @@ class Nodes:
         return server
 
     async def ask(self, name: str, path: str) -> str:
-        async with httpx.AsyncClient(base_url=self.servers[name].home.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=self.servers[name].home.url, timeout=60) as client:
             answer = await client.get(path)
             assert answer.status_code == 200, answer.text
             return answer.text
@@ -188,24 +188,24 @@ def open_namespace(name: str) -> Iterator[tuple[str, str]]:
     ]
     try:
         for step in steps:
-            subprocess.run(step.split(), check=True, capture_output=True, timeout=10)
+            subprocess.run(step.split(), check=True, capture_output=True, timeout=60)
         yield device, address
     finally:
-        subprocess.run(["ip", "link", "del", device], check=False, capture_output=True, timeout=10)
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=10)
+        subprocess.run(["ip", "link", "del", device], check=False, capture_output=True, timeout=60)
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True, timeout=60)
 
 
 def set_link(device: str, state: str) -> None:
     """Cut a device off, or connect it again."""
-    subprocess.run(["ip", "link", "set", device, state], check=True, timeout=10)
+    subprocess.run(["ip", "link", "set", device, state], check=True, timeout=60)
 
 
 def may_make_namespaces() -> bool:
     """Return whether this process may make network namespaces."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
-    made = subprocess.run(["ip", "netns", "add", "tgprobe"], check=False, capture_output=True, timeout=10)
-    subprocess.run(["ip", "netns", "del", "tgprobe"], check=False, capture_output=True, timeout=10)
+    made = subprocess.run(["ip", "netns", "add", "tgprobe"], check=False, capture_output=True, timeout=60)
+    subprocess.run(["ip", "netns", "del", "tgprobe"], check=False, capture_output=True, timeout=60)
     return made.returncode == 0
 
 

@@ -65,7 +65,7 @@ async def test_rust_futures_run_are_cancelled_and_run_again(full: Environment) -
                 await restart(server, "rusty")
                 assert await server.get("/rusty/") == {"got": "through rust"}
             assert await wait_until(partial(asks, 4))
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 await asked[-1].aclose()  # the service fails by it, and begins anew
             assert await wait_until(partial(asks, 5))
             assert await server.get("/rusty/") == {"got": "through rust"}

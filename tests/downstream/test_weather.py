@@ -16,7 +16,7 @@ WEATHER = ("tangram_weather",)
 
 async def ask(url: str, level: int) -> tuple[int, Any]:
     """Return status and JSON; of a failure only the status, since its text differs by server."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         answer = await client.get(f"/weather/wind?isobaric={level}")
         return answer.status_code, answer.json() if answer.is_success else None
 
