@@ -211,12 +211,12 @@ def test_no_slice_of_a_large_text_takes_20_ms(name: str, text: bytes) -> None:
 
     A slice that is too long is so in each of three runs. One that the hypervisor interrupted is not.
     """
-    for _ in range(3):
-        times = times_of_slices(text)
-        assert len(times) >= SIZE // SLICE
-        if sorted(times)[-2] < 0.02:
-            return
-    raise AssertionError(f"slices took up to {max(times) * 1000:.1f} ms")
+    runs: list[list[float]] = []
+    while len(runs) < 3 and not (runs and sorted(runs[-1])[-2] < 0.02):
+        runs.append(times_of_slices(text))
+
+    assert len(runs[-1]) >= SIZE // SLICE
+    assert sorted(runs[-1])[-2] < 0.02, f"slices took up to {max(runs[-1]) * 1000:.1f} ms"
 
 
 def times_of_slices(text: bytes) -> list[float]:

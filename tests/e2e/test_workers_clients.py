@@ -151,7 +151,8 @@ async def test_clients_miss_nothing_and_see_all_members_over_rolling_restarts(ho
     """Each is closed with 1012 and comes back with its history; all always see all."""
     home.install("counter", COUNTER)
     home.install("wordy", WORDY)
-    configure(home, "counter", "wordy", extra=HISTORY)
+    grace = "[cluster]\npresence_grace = 60.0\n"  # so long a slow machine may need for a member to come back
+    configure(home, "counter", "wordy", extra=HISTORY + grace)
     async with open_process(home) as server:
         await server.wait_line("all workers ready")
         async with open_members(server.url) as members:

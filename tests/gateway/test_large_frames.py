@@ -71,11 +71,11 @@ async def test_a_hostile_push_does_not_hold_the_loop(
 
     A step that is too long is so in each of three runs. One that the hypervisor interrupted is not.
     """
-    for _ in range(3):
-        turns = await turns_beside_a_push(engine, piece)
-        if sorted(turns)[-2] < LONGEST:
-            return
-    raise AssertionError(f"the loop was held for up to {max(turns) * 1000:.0f} ms")
+    runs: list[list[float]] = []
+    while len(runs) < 3 and not (runs and sorted(runs[-1])[-2] < LONGEST):
+        runs.append(await turns_beside_a_push(engine, piece))
+
+    assert sorted(runs[-1])[-2] < LONGEST, f"the loop was held for up to {max(runs[-1]) * 1000:.0f} ms"
 
 
 async def turns_beside_a_push(engine: Literal["native", "hypercorn"], piece: bytes) -> list[float]:
