@@ -60,7 +60,7 @@ function finder() {
       h("span", { class: "note" }, words(one)),
     );
   const list = h("ul", { class: "plain" });
-  const histories = h("section", { class: "card", hidden: true }, h("h3", {}, "Topics with a history"), list);
+  const histories = h("section", { class: "card stack", hidden: true }, h("h3", {}, "Topics with a history"), list);
   const form = h(
     "form",
     { class: "card", onsubmit: find, "aria-label": "Open a topic" },
@@ -131,7 +131,7 @@ function messageRow(message) {
 function keeper(name) {
   const note = h("p", { class: "note" });
   const list = h("ol", { class: "card plain tail kept", "aria-label": `Kept messages of ${name}`, tabindex: "0" });
-  const part = h("section", { hidden: true }, h("h3", {}, "Kept before"), note, list);
+  const part = h("section", { class: "stack", hidden: true }, h("h3", {}, "Kept before"), note, list);
   return {
     part,
     take(history) {
@@ -140,7 +140,7 @@ function keeper(name) {
       const { failed, messages = [], position, reason } = history;
       list.replaceChildren(...messages.map(messageRow).reverse());
       list.hidden = messages.length === 0;
-      const found = messages.length ? `Newest first, ${messages.length} at most.` : "None is kept now.";
+      const found = messages.length ? `${messages.length} are shown, the newest first.` : "None is kept now.";
       const seen = reason === "too_much" ? "The newest ones are too large to be shown." : found;
       write(note, failed ? `The history cannot be read: ${failed}` : `The history keeps ${words(history)}. ${seen} Position: ${position}`);
     },
