@@ -408,8 +408,11 @@ class HubAgainstAModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hub = Hub()
+        self.hub = Hub(slice_size=1)  # each slice has one member
         self.members: dict[tuple[str, str], Membership] = {}
+        self.sent: dict[str, list[object]] = defaultdict(list)
+        """The messages and differences of each topic, in the order of Redis."""
+        self.read_up_to: dict[tuple[str, str], int] = defaultdict(int)
         self.boxes = {conn: open_outbox() for conn in CONNS}
         self.refs = 0
         self.number = 0
@@ -450,6 +453,7 @@ class HubAgainstAModel(RuleBasedStateMachine):
         for topic in topics:
             self.number += 1
             batch.append((f"to:{topic}:n".encode(), b"[%d]" % self.number))
+            self.sent[topic].append([self.number])
             for conn, joined_topic in self.members:
                 if joined_topic == topic:
                     self.expected[conn, topic].append(self.number)
@@ -464,8 +468,17 @@ class HubAgainstAModel(RuleBasedStateMachine):
         self.hub.send_states(budget)
 
     @rule()
+    def put_slice(self) -> None:
+        self.hub.slices.put_slice()
+
+    @rule()
     def redis_comes_round(self) -> None:
         told, self.told = self.told, []
+        for one in told:
+            if one.channel.endswith(":presence_diff"):
+                self.sent[one.channel.split(":", 1)[1].removesuffix(":presence_diff")].append(
+                    msgspec.json.decode(one.payload)
+                )
         self.hub.deliver([(one.channel.encode(), one.payload) for one in told])
 
     @rule()
@@ -477,6 +490,10 @@ class HubAgainstAModel(RuleBasedStateMachine):
 
     def read_one(self, conn: str, frame: list[Any]) -> None:
         _, _, topic, event, payload = frame
+        if event in {"n", "presence_diff"}:
+            # Fails if a message was overtaken, or came twice.
+            at = self.sent[topic].index(payload, self.read_up_to[conn, topic])
+            self.read_up_to[conn, topic] = at + 1
         if event == "n":
             self.got[conn, topic] += payload
         elif event == "presence_state":
@@ -494,6 +511,8 @@ class HubAgainstAModel(RuleBasedStateMachine):
         self.flush()
         self.hub.send_states(MUCH)
         self.redis_comes_round()
+        while len(self.hub.slices):
+            self.hub.slices.put_slice()
         self.read()
         for conn, topic in self.members:
             there: dict[str, set[str]] = defaultdict(set)

@@ -36,6 +36,8 @@ class Topic:
     members: dict[str, Membership] = attrs.Factory(dict)
     groups: dict[Form, list[Outbox]] | None = None
     """The outboxes of the members by form; None after a change."""
+    unfinished: int = 0
+    """Messages of presence that not all members have got yet (``slices``)."""
     messages: int = 0
     deliveries: int = 0
     sent_bytes: int = 0

@@ -12,7 +12,8 @@
    ``{"topic": TOPIC}`` end the memberships of a topic, for good or so that the members join again.
 8. Members that asked for positions get them in the same write as the messages that they cover, and must
    join again after a gap, from the last position that they saw. Other members see no difference.
-9. On several nodes the presence is shared: differences are published by functions on Redis, and pass through
+9. Presence for many members is put in slices (``slices``); the caller asks for them in later passes.
+10. On several nodes the presence is shared: differences are published by functions on Redis, and pass through
    the roll before members get them.
 """
 
@@ -49,6 +50,7 @@ from tangram.channels.membership import LIST_CREDIT, LIST_FACTOR, ListAllowance,
 from tangram.channels.outbox import Outbox, put_run_all
 from tangram.channels.presence import Presence, PresenceTracker, SharedPresence
 from tangram.channels.presence_rules import PresenceRules
+from tangram.channels.slices import SEND_COST, SLICE, Slices
 
 __all__ = [
     "ADMIN",
@@ -73,8 +75,6 @@ SPECIAL: Final = ("admin", PHOENIX, "system")
 MAX_AGENTS: Final = 100
 """Agents (and topics) listed in one admin event. Above it an event has only the newcomer and the ``count``,
 because the whole list at every join costs the square of the members when all rejoin after a restart."""
-SEND_COST: Final = 8192
-"""Bytes that a message of presence counts for beside its own: the time of a write that holds nothing."""
 _MAX_OWN: Final = 1000
 """Differences that are on their way through Redis at once; there are 20 a second for each topic."""
 _MAX_DESTINATIONS: Final = 8192
@@ -123,6 +123,7 @@ class Hub:
         shared: SharedPresence[Membership] | None = None,
         conflate: Iterable[str] = (),
         broadcast_join_ref: bool = False,
+        slice_size: int = SLICE,
     ) -> None:
         """Make a hub.
 
@@ -132,6 +133,7 @@ class Hub:
             shared: the presence of all nodes, if there may be several.
             conflate: patterns over ``topic:event``; of such events only the newest waits for a slow client.
             broadcast_join_ref: whether broadcasts have the ``join_ref`` of their receiver.
+            slice_size: bytes of presence that are put at once.
         """
         self._broadcast_join_ref = broadcast_join_ref
         self.available = True
@@ -145,6 +147,8 @@ class Hub:
         self._presence: PresenceTracker[Membership] | None = self._shared or self._local
         self._conflate = [re.compile(translate(pattern)) for pattern in conflate]
         self._topics: dict[str, Topic] = {}
+        self.slices = Slices(self._form, slice_size)
+        """The messages of presence that wait."""
         self._destinations: dict[bytes, Destination] = {}
         self._own_differences: dict[bytes, None] = {}
         """The differences of this hub that Redis has not sent back yet, the oldest first."""
@@ -300,9 +304,7 @@ class Hub:
             if item is not None:
                 for outbox in outboxes:
                     outbox.put(item)
-                topic.sent_bytes += item.size * len(outboxes)
-                topic.deliveries += len(outboxes)
-                self._deliveries += len(outboxes)
+                self._count(topic, len(outboxes), item.size * len(outboxes))
         topic.messages += 1
         self._messages += 1
 
@@ -311,38 +313,51 @@ class Hub:
 
         Newcomers that wait for the state need none of this hub's own: the state will contain it.
         """
-        payload = pending[1]
-        presence = self._presence
+        _, payload, listed = pending
         if self._shared is not None:
             if not self._shared.take_difference(topic.name, payload):
                 return
             waiting = self._shared.newcomers(topic.name)
         else:
-            own = payload in self._own_differences
+            listed = payload in self._own_differences
             self._own_differences.pop(payload, None)
-            waiting = presence.newcomers(topic.name) if presence is not None and own else ()
-        if waiting:
-            members = [member for member in topic.members.values() if member not in waiting]
-            if members:
-                self._put_run(topic, [pending], self._grouped(members))
-        else:
-            self._put_run(topic, [pending])
-        self._count_presence(len(topic.members) - len(waiting), len(payload))
+            presence = self._presence
+            waiting = presence.newcomers(topic.name) if presence is not None and listed else ()
+        members = [member for member in topic.members.values() if member not in waiting]
+        self._count_presence(len(members), len(payload))
+        if listed:
+            self._count(topic, len(members), self.slices.put(topic, members, PRESENCE_DIFF, payload))
+            topic.messages += 1
+            self._messages += 1
+        elif members:  # of another server: no list contains it
+            self.slices.finish(topic)
+            self._put_run(topic, [pending], self._grouped(members))
 
     def put_corrections(self) -> None:
         """Send the differences of presence that members have missed."""
         for name, payload in self._shared.take_corrections() if self._shared is not None else ():
             waiting = self._shared.newcomers(name) if self._shared is not None else ()
             members = [member for member in self.members(name).values() if member not in waiting]
-            self._put_event(name, members, PRESENCE_DIFF, payload)
+            self._put_presence(name, members, PRESENCE_DIFF, payload)
+
+    def _put_presence(self, name: str, members: Sequence[Membership], event: str, payload: bytes) -> None:
+        if members:
+            self.slices.put(self._topics[name], members, event, payload)
             self._count_presence(len(members), len(payload))
+
+    def _count(self, topic: Topic, deliveries: int, size: int) -> None:
+        topic.sent_bytes += size
+        topic.deliveries += deliveries
+        self._deliveries += deliveries
 
     def _count_presence(self, receivers: int, size: int) -> None:
         self._presence_sends += receivers
         self._presence_bytes += receivers * size
 
     def _group(self, topic: Topic) -> dict[Form, list[Outbox]]:
-        """Group the outboxes of a topic by the form that they need."""
+        """Group the outboxes of a topic by the form that they need, for a message to all of them."""
+        if topic.unfinished:
+            self.slices.finish(topic)
         topic.groups = groups = self._grouped(topic.members.values())
         return groups
 
@@ -479,6 +494,7 @@ class Hub:
         self._interruptions += 1
         publications: list[Publication] = []
         for name, topic in list(self._topics.items()):
+            self.slices.finish(topic)
             staying = [member for member in topic.members.values() if not member.follows]
             self._put_event(name, staying, ERROR, b"{}")
             publications += self.expel_followers(name)
@@ -572,6 +588,7 @@ class Hub:
             number = presence.number(topic)
             state = presence.state(topic) if number is None else _encode_number(number)
             members = presence.take_newcomers(topic, max(1, budget // (len(state) + SEND_COST)))
+            self.slices.stated(members)
             self._put_event(topic, members, PRESENCE_STATE if number is None else PRESENCE_COUNT, state)
             self._count_presence(len(members), len(state))
             budget -= len(members) * (len(state) + SEND_COST)
@@ -579,9 +596,8 @@ class Hub:
     def send_numbers(self) -> None:
         """Send members of topics above their limits the number of members, where it changed."""
         for topic, number in self._presence.take_numbers() if self._presence is not None else ():
-            payload, members = _encode_number(number), self.members(topic).values()
-            self._put_event(topic, members, PRESENCE_COUNT, payload)
-            self._count_presence(len(members), len(payload))
+            members = list(self.members(topic).values())
+            self._put_presence(topic, members, PRESENCE_COUNT, _encode_number(number))
 
     def restore(self, difference: Publication) -> None:
         """Repeat a difference of ``flush`` that may not have been published, with the next flush."""

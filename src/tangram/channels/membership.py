@@ -54,6 +54,8 @@ class Membership:
     """Bounds the lists that this membership causes; None for no bound."""
     follows: bool = False
     """Whether the member asked for positions."""
+    stated: int = 0
+    """The message of presence (``slices``) up to which the list that the member got contains all."""
     token: str | None = attrs.field(default=None, repr=False)
     """The token of the join itself; None if the connection's counted."""
 

@@ -196,6 +196,8 @@ class Channels:
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
         self._joining = Joining(self._check_next)
+        self._slice_turns = trio.Lock()
+        """Handed over in each pass of the event loop: each has one slice of recoveries or of presence."""
         self._presence = self._make_presence(settings)
         self._empty = trio.Event()
         self._draining = False
@@ -235,6 +237,7 @@ class Channels:
             self.publish,
             self.wait_uncongested,
             joining=self._joining,
+            turns=self._slice_turns,
             nodes=self._nodes,
         )
 
@@ -243,7 +246,15 @@ class Channels:
     ) -> Recovery | None:
         if not history or call is None:
             return None
-        return Recovery(history, call, self.hub, self.publish, new_name=secrets.token_hex, nudge=nudge)
+        return Recovery(
+            history,
+            call,
+            self.hub,
+            self.publish,
+            new_name=secrets.token_hex,
+            nudge=nudge,
+            turns=self._slice_turns,
+        )
 
     # Called by transports.
 

@@ -36,6 +36,7 @@ class PresenceSender:
         publish: hands publications to the bus.
         wait_uncongested: returns when the bus takes messages.
         joining: the clients that join; the states wait for a crowd of them.
+        turns: handed over in each pass of the event loop, so that each pass has one slice of such work.
         nodes: the presence of all nodes, if there may be several.
     """
 
@@ -47,6 +48,7 @@ class PresenceSender:
         wait_uncongested: Callable[[], Awaitable[None]],
         *,
         joining: Joining[Any],
+        turns: trio.Lock | None = None,
         nodes: NodePresence | None = None,
     ) -> None:
         self._hub = hub
@@ -54,12 +56,15 @@ class PresenceSender:
         self._publish = publish
         self._wait_uncongested = wait_uncongested
         self._joining = joining
+        self._turns = turns or trio.Lock()
         self._nodes = nodes
         if nodes is not None:
             nodes.roll.wake = self._wake
             nodes.on_answer = self._take_answer
         self._dirty = trio.Event()
         self._states_due = trio.Event()
+        self._slices_due = trio.Event()
+        hub.slices.wake = self._wake_slices
         self._counted = 0
         """The hub's cost of presence that ``_paid_at`` includes."""
         self._paid_at = -float("inf")
@@ -93,6 +98,7 @@ class PresenceSender:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_differences)
             nursery.start_soon(self._send_states)
+            nursery.start_soon(self._put_slices)
 
     async def _send_differences(self) -> None:
         while True:
@@ -124,7 +130,23 @@ class PresenceSender:
             while self._hub.states_due:
                 await trio.sleep(self._debt())
                 await self._joining.wait_calm()
+                await self._take_turn()
                 self._send_some_states()
+
+    def _wake_slices(self) -> None:
+        self._slices_due.set()
+
+    async def _put_slices(self) -> None:
+        while True:
+            await self._slices_due.wait()
+            self._slices_due = trio.Event()
+            while len(self._hub.slices):
+                await self._take_turn()
+                self._hub.slices.put_slice()
+
+    async def _take_turn(self) -> None:
+        async with self._turns:
+            pass  # the lock is handed over to the next one, whose slice is in the next pass
 
     def _send_some_states(self) -> None:
         self._hub.send_states(max(1, int(self._rate * SLICE)))

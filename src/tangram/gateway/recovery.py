@@ -146,6 +146,7 @@ class Recovery:
         *,
         new_name: Callable[[], str],
         nudge: Callable[[], None] = lambda: None,
+        turns: trio.Lock | None = None,
     ) -> None:
         self._rules = rules
         self._call = call
@@ -163,7 +164,7 @@ class Recovery:
         self._waiting: dict[tuple[str, str], _Group] = {}
         """Groups that still take joins, by topic and position."""
         self._limit = trio.CapacityLimiter(READS)
-        self._turns = trio.Lock()
+        self._turns = turns or trio.Lock()
         """Handed over in each pass of the event loop, so that one slice enters in each."""
         self._in_step = trio.Event()
         """Set whenever this node gets in step; replaced by each join that waits for it."""
