@@ -8,9 +8,9 @@ import trio.testing
 
 from tangram.channels.hub import Hub, Membership, Publication
 from tangram.channels.outbox import Outbox
-from tangram.channels.slices import SLICE
+from tangram.channels.slices import SEND_COST, SLICE
 from tangram.gateway.joining import Joining
-from tangram.gateway.presence import PresenceSender
+from tangram.gateway.presence import MAX_SLICE, PRESENCE_WINDOW, PresenceSender
 from tangram.gateway.publishing import Done
 from tests.channels.fakes import drained as drain
 from tests.channels.fakes import open_outbox
@@ -145,4 +145,25 @@ async def test_a_difference_for_many_members_takes_several_passes(
 
     assert got[0] == 0
     assert max(got) <= 2  # the two tasks may change places from pass to pass
+    nursery.cancel_scope.cancel()
+
+
+async def test_lists_for_many_newcomers_take_several_passes(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """A pass sends two mebibytes of them, also where the rate allows more."""
+    node = Node(rate=1e12)
+    boxes = node.join(400)
+    for box in boxes:
+        drained(box)
+    got: list[int] = []
+    nursery.start_soon(node.sender.run)
+    await trio.sleep(PRESENCE_WINDOW)
+    for _ in range(1000):
+        await trio.lowlevel.checkpoint()
+        got.append(sum(frame[3] == "presence_state" for box in boxes for frame in drained(box)))
+
+    each = MAX_SLICE // (SEND_COST + 400 * 50)  # an entry has 60 bytes and more
+    assert sum(got) == 400
+    assert max(got) <= 2 * each  # the two tasks may change places from pass to pass
     nursery.cancel_scope.cancel()

@@ -22,7 +22,9 @@ __all__ = ["PresenceSender"]
 PRESENCE_WINDOW: Final = 0.05
 """Seconds over which joins and leaves of a topic are gathered into one difference."""
 SLICE: Final = 0.01
-"""Seconds of the rate that are sent at once: with the default rate 3 ms of the event loop."""
+"""Seconds of the rate that are sent at once."""
+MAX_SLICE: Final = 2 * 1024 * 1024
+"""Bytes that are sent at once at most: 1 to 2 ms of the event loop."""
 CREDIT: Final = 0.1
 """Seconds of the rate that may be caught up on: a busy event loop wakes a task late."""
 
@@ -149,7 +151,7 @@ class PresenceSender:
             pass  # the lock is handed over to the next one, whose slice is in the next pass
 
     def _send_some_states(self) -> None:
-        self._hub.send_states(max(1, int(self._rate * SLICE)))
+        self._hub.send_states(min(max(1, int(self._rate * SLICE)), MAX_SLICE))
 
     def _debt(self) -> float:
         """Return the seconds until the presence that was sent so far is within the rate."""
