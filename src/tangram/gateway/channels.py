@@ -196,8 +196,6 @@ class Channels:
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
         self._joining = Joining(self._check_next)
-        self._slice_turns = trio.Lock()
-        """Handed over in each pass of the event loop: each has one slice of recoveries or of presence."""
         self._presence = self._make_presence(settings)
         self._empty = trio.Event()
         self._draining = False
@@ -237,7 +235,6 @@ class Channels:
             self.publish,
             self.wait_uncongested,
             joining=self._joining,
-            turns=self._slice_turns,
             nodes=self._nodes,
         )
 
@@ -253,7 +250,7 @@ class Channels:
             self.publish,
             new_name=secrets.token_hex,
             nudge=nudge,
-            turns=self._slice_turns,
+            turns=self._presence.turns,
         )
 
     # Called by transports.

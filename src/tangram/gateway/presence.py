@@ -38,7 +38,7 @@ class PresenceSender:
         publish: hands publications to the bus.
         wait_uncongested: returns when the bus takes messages.
         joining: the clients that join; the states wait for a crowd of them.
-        turns: handed over in each pass of the event loop, so that each pass has one slice of such work.
+        turns: the turns of slices; by default a lock of its own, which other parts may share.
         nodes: the presence of all nodes, if there may be several.
     """
 
@@ -58,7 +58,8 @@ class PresenceSender:
         self._publish = publish
         self._wait_uncongested = wait_uncongested
         self._joining = joining
-        self._turns = turns or trio.Lock()
+        self.turns = turns or trio.Lock()
+        """Handed over in each pass of the event loop: each has one slice of presence or of recoveries."""
         self._nodes = nodes
         if nodes is not None:
             nodes.roll.wake = self._wake
@@ -147,7 +148,7 @@ class PresenceSender:
                 self._hub.slices.put_slice()
 
     async def _take_turn(self) -> None:
-        async with self._turns:
+        async with self.turns:
             pass  # the lock is handed over to the next one, whose slice is in the next pass
 
     def _send_some_states(self) -> None:
