@@ -42,18 +42,20 @@ def parse_options(doc: str | None, *, rounds: int, servers: Sequence[str]) -> ar
 def add_piece(file: Path, results: Results, where: str) -> tuple[Results, str]:
     """Add a run to the runs in a file, and return the samples of all of them.
 
-    The description of the machine is that of a busy run, if there was one.
+    The description of the machine is that of a busy run, if there was one. A run without samples is not
+    added, so that ``--servers --pieces FILE`` writes the page of the others.
 
     Args:
         file: has one run in each line; it is made if there is none.
         results: the samples of this run.
         where: describes the machine during this run.
     """
-    with file.open("a") as pieces:
-        pieces.write(json.dumps({"where": where, "samples": results.samples}) + "\n")
-    every, told = Results(), where
+    if results.samples:
+        with file.open("a") as pieces:
+            pieces.write(json.dumps({"where": where, "samples": results.samples}) + "\n")
+    every, told = Results(), ""
     for piece in map(json.loads, file.read_text().splitlines()):
-        if "Nothing else" not in piece["where"]:
+        if not told or "Nothing else" not in piece["where"]:
             told = piece["where"]
         for workload, contenders in piece["samples"].items():
             for contender, samples in contenders.items():

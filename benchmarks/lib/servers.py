@@ -70,8 +70,11 @@ def environ_of(folder: Path, **more: str) -> Mapping[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(folder), **own, **more}
 
 
-UNLIMITED = "upgrade_burst = 100000\njoin_burst = 100000\ntoken_burst = 100000\nidle_timeout = 3600\n"
-"""Settings of ``[channel]`` for more clients on one address than the limits allow, without heartbeats."""
+UNLIMITED = (
+    "upgrade_burst = 100000\njoin_burst = 100000\ntoken_burst = 100000\n"
+    "idle_timeout = 3600\nping_interval = 3600\n"
+)
+"""Settings of ``[channel]`` for many clients on one address, without heartbeats and pings."""
 
 
 def start_tangram(
