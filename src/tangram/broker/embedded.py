@@ -5,6 +5,9 @@
 2. The address is chosen once. Plugins keep the URL, so each later run of the child has the same address.
 3. The end of the child is raised at once. Restarting it is the supervisor's task.
 4. Clients other than the server have restricted rights; see ``accounts``.
+5. The server itself uses a Unix socket beside the port, if its folder allows one (``sockets``); plugins
+   have the port. Each run of the child looks anew: a folder may have become full, which must not cost the
+   broker.
 """
 
 from __future__ import annotations
@@ -12,11 +15,9 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -30,6 +31,7 @@ from tangram.broker.accounts import Accounts, port_url, socket_url
 from tangram.broker.persistence import Persistence
 from tangram.broker.ping import open_probe
 from tangram.broker.process import BrokerProcess, parse_log_line, start_server
+from tangram.broker.sockets import LONGEST_PATH, new_path, remove, remove_stale, why_unusable
 from tangram.config.model import BrokerConfig
 from tangram.errors import BrokerStartError, BrokerUnavailable
 from tangram.redis_url import parse_redis_url, redact_url
@@ -52,8 +54,6 @@ _TRIES: Final = 8
 _RETAKE_TIMEOUT: Final = 2.0
 """Seconds to wait for the port of the last run: a listening socket may outlive its process for a moment."""
 _RETAKE_POLL: Final = 0.02
-_LONGEST_SOCKET_PATH: Final = 103
-"""Bytes of a Unix socket's path that every system accepts (macOS 103, Linux 107)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -138,10 +138,13 @@ class _Address:
     """0 for a Unix socket."""
     path: Path | None
     accounts: Accounts
+    own: Path | None = None
+    """A Unix socket beside the port, for the server itself."""
 
     def arguments(self, binary: Path, kept: Sequence[str]) -> list[str]:
         """Return the child's command line."""
-        unix = ["--unixsocket", str(self.path), "--unixsocketperm", "600"] if self.path else []
+        path = self.path or self.own
+        unix = ["--unixsocket", str(path), "--unixsocketperm", "600"] if path else []
         return [*server_arguments(binary, self.port, kept), *unix, *self.accounts.arguments()]
 
     @property
@@ -154,8 +157,8 @@ class _Address:
     @property
     def server_url(self) -> str:
         """The URL for the server itself."""
-        if self.path is not None:
-            return socket_url(self.path, self.accounts, server=True)
+        if (path := self.path or self.own) is not None:
+            return socket_url(path, self.accounts, server=True)
         return port_url(self.port, self.accounts, server=True)
 
 
@@ -181,6 +184,8 @@ class EmbeddedBroker:
         self._rng = rng or Random()  # noqa: S311 - a port is no secret
         self._accounts = Accounts(ask_clients=config.private or config.password)
         self._address: _Address | None = None
+        self._without_socket = False
+        """Whether the child could not listen on a socket beside its port."""
         self._server: BrokerProcess | None = None
         self._up = False
         self._answered = False
@@ -253,7 +258,7 @@ class EmbeddedBroker:
         elif self._address is None:
             error = await self._run_on_free_port(binary, task_status)
         elif self._address.path is not None or await _wait_free(self._address.port):
-            error = await self._run_child(binary, self._address, task_status)
+            error = await self._run_with_socket(binary, self._address, task_status)
         else:
             error = BrokerStartError(
                 f"port {self._address.port} of the embedded broker was taken by another process in the "
@@ -265,13 +270,43 @@ class EmbeddedBroker:
         """Run the child on the first port that it gets, and return why it ended."""
         for _ in range(_TRIES):
             port = self._pick_port()
-            error = await self._run_child(binary, _Address(port, None, self._accounts), task_status)
+            error = await self._run_with_socket(binary, _Address(port, None, self._accounts), task_status)
             if self._address is not None or is_free(port):
                 return error
             log.info("broker port taken during the start", port=port)
         return BrokerStartError(
             f"no free port for the broker on {_HOST} after {_TRIES} tries; set broker.port"
         )
+
+    async def _run_with_socket(
+        self, binary: Path, address: _Address, task_status: trio.TaskStatus[str]
+    ) -> Exception:
+        """Run the child once, with a socket for the server beside a port if that is possible."""
+        if address.path is not None:
+            return await self._run_child(binary, address, task_status)
+        address = attrs.evolve(address, own=self._find_socket())
+        error = await self._run_child(binary, address, task_status)
+        refused = next((line for line in self._server_lines if "unix socket" in line.lower()), "")
+        if address.own is not None and not self._answered and refused:
+            self._without_socket = True
+            log.info("broker reached by its port", cause=refused)
+            error = await self._run_child(binary, attrs.evolve(address, own=None), task_status)
+        return error
+
+    def _find_socket(self) -> Path | None:
+        """Return a path for a socket beside the port; None if there can be none."""
+        if self.folder is None or self._without_socket:
+            return None
+        path = new_path(self.folder)
+        try:
+            remove_stale(self.folder)
+            cause = why_unusable(path)
+        except OSError as error:
+            cause = str(error)
+        if cause:
+            log.info("broker reached by its port", cause=cause)
+            return None
+        return path
 
     def _pick_port(self) -> int:
         wanted = self._config.port
@@ -294,14 +329,12 @@ class EmbeddedBroker:
         """
         if self.folder is None:
             raise BrokerStartError("broker.private needs a folder for its socket: set server.state_dir")
-        for old in self.folder.glob("broker-*.sock"):
-            if not _is_listening(old):
-                old.unlink(missing_ok=True)
-        path = self.folder / f"broker-{secrets.token_hex(4)}.sock"
-        if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        remove_stale(self.folder)
+        path = new_path(self.folder)
+        if len(os.fsencode(path)) > LONGEST_PATH:
             raise BrokerStartError(
                 f"the path of the broker's socket is too long: {str(path)!r}; expected at most "
-                f"{_LONGEST_SOCKET_PATH} bytes, set server.state_dir to a shorter one"
+                f"{LONGEST_PATH} bytes, set server.state_dir to a shorter one"
             )
         return _Address(0, path, self._accounts)
 
@@ -330,9 +363,7 @@ class EmbeddedBroker:
                 self._server_lines = [parse_log_line(line)[1] for line in server.last_lines]
                 if not await server.stop(self._config.stop_timeout):
                     log.warning("broker killed because it did not stop in time", pid=server.pid)
-                if address.path is not None:  # a broker that was killed leaves it
-                    with suppress(OSError):
-                        address.path.unlink(missing_ok=True)
+                remove(address.path, address.own)
                 self._server = None
 
     async def _watch(
@@ -421,19 +452,6 @@ def is_free(port: int) -> bool:
             if error.errno in {errno.EADDRINUSE, errno.EACCES}:
                 return False
             raise
-        return True
-
-
-def _is_listening(path: Path) -> bool:
-    """Return whether a process listens on a Unix socket; a full queue counts as listening."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
         return True
 
 
