@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextvars
 import os
-import random
 import select
 import socket
 import time
@@ -47,18 +46,15 @@ _EPOLL: Final = "anon_inode:[eventpoll]"
 class IdleClock(trio.abc.Clock):
     """The system's clock, which lets a reader use the time without runnable tasks."""
 
+    current_time = staticmethod(time.perf_counter)
+    """Return the time, in seconds of a monotonic clock. It is no function of Python: each message asks."""
+
     def __init__(self) -> None:
-        # As Trio's own clock: times of different runs cannot be confused.
-        self._offset = random.uniform(10_000, 1_000_000)  # noqa: S311 - no secret
         self.reader: Callable[[float], None] | None = None
         """Waits until a deadline at the latest; set by ``IdleReader``."""
 
     def start_clock(self) -> None:
         """Do nothing: the system's clock runs already."""
-
-    def current_time(self) -> float:
-        """Return the time, in seconds of a monotonic clock."""
-        return self._offset + time.perf_counter()
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Return the seconds until a deadline: none if a reader has waited for it."""
@@ -143,7 +139,9 @@ class IdleReader(trio.abc.Instrument):
     def _wait(self, deadline: float) -> None:
         now = self._now
         self._woken = False
-        until = min(deadline, now() + NO_DEADLINE)
+        began = now()
+        until = min(deadline, began + NO_DEADLINE)
+        left = max(until - began, 0.0)
         handled = False
         while True:
             if self._pause_until:
@@ -152,13 +150,15 @@ class IdleReader(trio.abc.Instrument):
                 if now() < self._pause_until:
                     return
                 self._pause_until = 0.0
-            ready = self._epoll.poll(max(until - now(), 0.0), MAX_READY)
+                left = max(until - now(), 0.0)
+            ready = self._epoll.poll(left, MAX_READY)
             if not ready or self._take(ready) or self._woken:
                 return
             if not handled:
                 handled = True
                 until = min(until, now() + LONGEST)
-            if now() >= until:
+            left = until - now()
+            if left <= 0.0:
                 return
 
     def _take(self, ready: list[tuple[int, int]]) -> bool:

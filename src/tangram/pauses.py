@@ -26,18 +26,14 @@ class RatePause:
         seconds: the length of a pause.
     """
 
-    __slots__ = ("_began", "_count", "_due", "seconds")
+    __slots__ = ("_began", "_count", "pays", "seconds")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._began = -float("inf")
         self._count = 0
-        self._due = 0.0
-
-    @property
-    def pays(self) -> bool:
+        self.pays = False
         """Whether several wake-ups are due within a pause."""
-        return self._due >= DUE
 
     def count(self, found: int, now: float) -> None:
         """Count what one wake-up found, at ``now`` in seconds of a monotonic clock.
@@ -48,7 +44,7 @@ class RatePause:
         """
         elapsed = now - self._began
         if elapsed >= WINDOW:
-            self._due = self._count * self.seconds / elapsed
+            self.pays = self._count * self.seconds / elapsed >= DUE
             self._began = now
             self._count = 0
         self._count += found

@@ -70,6 +70,7 @@ class Readiness:
         self._first: Any = None
         """The ``epoll`` of the sockets that come first, which are in the other one as well."""
         self._pause = RatePause(PAUSE)
+        self._now: Callable[[], float] = trio.current_time
         self._last: list[Callable[[], None]] = []
         self.in_pass = False
         """Whether a pass calls steps now."""
@@ -125,6 +126,7 @@ class Readiness:
         epoll, first = self._epoll, self._first
         try:
             clock = trio.lowlevel.current_clock()
+            self._now = clock.current_time
             if isinstance(clock, IdleClock) and clock.reader is None and (trios := await find_epoll()) >= 0:
                 await IdleReader(clock, epoll, trios, self._handle_ready).run()
             else:
@@ -143,7 +145,8 @@ class Readiness:
 
     def _handle_ready(self, ready: list[tuple[int, int]]) -> float:
         """Handle the bytes of ready sockets in one pass; return the seconds to pause after it."""
-        began = trio.current_time()
+        pause = self._pause
+        began = self._now()
         self.in_pass = True
         found = 0
         try:
@@ -160,9 +163,9 @@ class Readiness:
                     call()
         if not found:
             return 0.0
-        now = trio.current_time()
-        self._pause.count(found, now)
-        return PAUSE if self._pause.pays and now - began < PAUSE / 2 else 0.0
+        now = self._now()
+        pause.count(found, now)
+        return PAUSE if pause.pays and now - began < PAUSE / 2 else 0.0
 
     def _handle_crowd(self, ready: list[tuple[int, int]]) -> int:
         """Handle the bytes of many ready sockets, and again and again of those that come first."""

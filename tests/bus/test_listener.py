@@ -165,7 +165,7 @@ async def test_no_pause_follows_a_full_read(
     listener = listener_of(fake, recorder, lambda: next(cost))
     nursery.start_soon(listener.run)
     await listener.wait_up()
-    listener._gathering._due = 100.0
+    listener._gathering.pays = True
     listener._gathering._began = trio.current_time()
     message = pmessage(TO_ALL, b"to:a:b", b"x" * 1000)
     begun = trio.current_time()

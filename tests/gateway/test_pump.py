@@ -132,10 +132,10 @@ async def test_backlog_goes_in_one_write() -> None:
     """The whole backlog is sent in one write."""
     async with open_rig() as rig:
         items = [Encoded(TEXT, b"%d" % number) for number in range(20)]
-        rig.pump.corked = True
+        rig.outbox.corked = True
         for item in items:
             rig.outbox.put(item)
-        rig.pump.corked = False
+        rig.outbox.corked = False
         rig.pump.flush()
 
         assert rig.statistics.writes == 1
@@ -236,10 +236,10 @@ async def test_one_writer_only(clock: Clock) -> None:
 async def test_close_frame_comes_after_waiting_messages() -> None:
     """The close frame follows the messages that were put before it."""
     async with open_rig() as rig:
-        rig.pump.corked = True
+        rig.outbox.corked = True
         rig.outbox.put(Encoded(TEXT, b"last"))
         rig.outbox.close(RESTART)
-        rig.pump.corked = False
+        rig.outbox.corked = False
         rig.pump.flush()
 
         assert rig.wire.read() == b"\x81\x04last\x88\x09\x03\xf4restart"
@@ -248,12 +248,12 @@ async def test_close_frame_comes_after_waiting_messages() -> None:
 async def test_corked_answers_go_together() -> None:
     """While the frames of one read are handled nothing is written; then all replies at once."""
     async with open_rig() as rig:
-        rig.pump.corked = True
+        rig.outbox.corked = True
         rig.outbox.put(Encoded(TEXT, b"1"))
         rig.outbox.put(Encoded(TEXT, b"2"))
         assert rig.wire.read() == b""
         rig.pump.control([b"pong"])
-        rig.pump.corked = False
+        rig.outbox.corked = False
         rig.pump.flush()
 
         assert rig.wire.read() == b"pong\x81\x011\x81\x012"
@@ -337,14 +337,14 @@ async def test_a_broadcast_does_not_overtake(clock: Clock) -> None:
         open_rig(max_backlog=1 << 20) as corked,
         open_rig(max_backlog=1 << 20) as slow,
     ):
-        corked.pump.corked = True
+        corked.outbox.corked = True
         reply = Encoded(TEXT, b"reply")
         corked.outbox.put(reply)
         large = Encoded(BINARY, b"x" * 300_000)
         slow.outbox.put(large)
         news = broadcast([first, corked, slow], b"news")
         assert corked.wire.read() == b""
-        corked.pump.corked = False
+        corked.outbox.corked = False
         corked.pump.flush()
 
         assert corked.wire.read() == frame(reply) + news

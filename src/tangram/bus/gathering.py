@@ -32,24 +32,20 @@ WINDOW: Final = 4 * GATHER_MAX
 class Gathering:
     """The rate of the busiest channel, and the pause that follows from it."""
 
-    __slots__ = ("_began", "_counts", "_due")
+    __slots__ = ("_began", "_counts", "pays")
 
     def __init__(self) -> None:
         self._began = -float("inf")
         self._counts: dict[bytes, int] = {}
-        self._due = 0.0
-
-    @property
-    def pays(self) -> bool:
+        self.pays = False
         """Whether several messages of one channel are due within the longest pause."""
-        return self._due >= GATHER_DUE
 
     def count(self, batch: Sequence[tuple[bytes, bytes]], now: float) -> None:
         """Count a batch that was read at ``now``, in seconds of a monotonic clock."""
         elapsed = now - self._began
         counts = self._counts
         if elapsed >= WINDOW:
-            self._due = max(counts.values(), default=0) * GATHER_MAX / elapsed
+            self.pays = max(counts.values(), default=0) * GATHER_MAX / elapsed >= GATHER_DUE
             self._began = now
             counts.clear()
         for channel, _ in batch:

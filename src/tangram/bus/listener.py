@@ -99,6 +99,7 @@ class Listener:
         self._sink = sink
         self._timer = timer
         self._gathering = Gathering()
+        self._now: Callable[[], float] = trio.current_time
         self._probe = probe
         self._echo = Echo(secrets.token_hex(8))
         self._others = 0
@@ -194,6 +195,7 @@ class Listener:
 
     async def _session(self, link: Link) -> None:
         self._link = link
+        self._now = trio.lowlevel.current_clock().current_time
         self._expected.clear()
         self._out.clear()
         try:
@@ -227,10 +229,11 @@ class Listener:
     def _take_chunk(self, link: Link, size: int) -> float | None:
         """Deliver the messages of a chunk; return the seconds to pause after it, or None."""
         # After a full read enough messages have gathered.
-        timed = self._gathering.pays and size < RECEIVE_SIZE
+        gathering = self._gathering
+        timed = gathering.pays and size < RECEIVE_SIZE
         began = self._timer() if timed else 0.0
-        self._gathering.count(self._deliver_received(link), trio.current_time())
-        return (self._gathering.pause(self._timer() - began) or None) if timed else None
+        gathering.count(self._deliver_received(link), self._now())
+        return (gathering.pause(self._timer() - began) or None) if timed else None
 
     async def _write(self, link: Link) -> None:
         while True:

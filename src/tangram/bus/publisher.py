@@ -165,6 +165,10 @@ class Publisher:
         self._hurry = trio.lowlevel.ParkingLot()
         self._answer_pause = RatePause(ANSWER_PAUSE)
         self._writable = trio.lowlevel.ParkingLot()
+        self._idle = False
+        """Whether the writer's task waits in ``_writable``."""
+        self._waiting = 0
+        """Tasks that wait for answers in one of the lots below."""
         self._uncongested = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
         self._answered = trio.lowlevel.ParkingLot()
@@ -252,14 +256,18 @@ class Publisher:
         if call.patient and self._send_now(call):
             return
         self._unsent.append(call)
-        if self._writable:
+        if self._idle:
             self._request_write()
+
+    def _wake_writer(self) -> None:
+        self._idle = False
+        self._writable.unpark()
 
     def _request_write(self) -> None:
         """Write at the end of this pass over the sockets of clients, or else in the writer's task."""
         link = self._link
         if link is None or link.readiness is None or not link.readiness.in_pass:
-            self._writable.unpark()
+            self._wake_writer()
         elif not self._flushing:
             self._flushing = True
             link.readiness.at_end(self._flush)
@@ -267,20 +275,20 @@ class Publisher:
     def _flush(self) -> None:
         """Write everything at once, unless the writer's task does; it writes the rest."""
         self._flushing = False
-        if not self._writable or self._link is None or self._failure is not None:
+        if not self._idle or self._link is None or self._failure is not None:
             return
         data = self._next_write()
         sent = self._link.send_nowait(data)
-        if sent < len(data) or self._has_calls:
+        if sent < len(data) or self._unsent or self._large is not None:
             self._rest = data[sent:]
-            self._writable.unpark()
+            self._wake_writer()
 
     def _send_now(self, call: _Call) -> bool:
         """Write a call at once, and return whether the socket took any of it.
 
         The writer sends the rest.
         """
-        if self._link is None or self._failure is not None or not self._writable or self._has_calls:
+        if self._link is None or self._failure is not None or not self._idle or self._has_calls:
             return False  # the connection ends, or the writer is at work, and has older calls
         assert call.function is not None
         assert isinstance(call.data, bytes)
@@ -291,7 +299,7 @@ class Publisher:
         self._sent.append(call)
         if sent < len(data):
             self._rest = data[sent:]
-            self._writable.unpark()
+            self._wake_writer()
         return True
 
     def _fits(self, call: _Call) -> bool:
@@ -358,7 +366,7 @@ class Publisher:
             return
         async with self._turn:
             while self._should_wait(call):
-                await self._answered.park()
+                await self._wait_in(self._answered)
             self._enqueue(call)
 
     def _should_wait(self, call: _Call) -> bool:
@@ -377,7 +385,15 @@ class Publisher:
         # All waiting tasks are woken together and each takes some of the room, so there must be no checkpoint
         # between the last look and the caller.
         while self.congested:
-            await self._uncongested.park()
+            await self._wait_in(self._uncongested)
+
+    async def _wait_in(self, lot: trio.lowlevel.ParkingLot) -> None:
+        # Counted, because each answer looks for waiting tasks, and three lots take a tenth of its time.
+        self._waiting += 1
+        try:
+            await lot.park()
+        finally:
+            self._waiting -= 1
 
     def retry_now(self) -> None:
         """Dial at once, because another connection has reached Redis.
@@ -417,7 +433,7 @@ class Publisher:
                 self._hurry.unpark_all()
                 with trio.move_on_after(FLUSH_TIMEOUT):
                     while self.up and (self._unsent or self._sent):
-                        await self._drained.park()
+                        await self._wait_in(self._drained)
                 nursery.cancel_scope.cancel()
 
     async def _fail_long_outages(self) -> None:
@@ -461,7 +477,11 @@ class Publisher:
     async def _write(self, link: Link) -> None:
         while True:
             while self._failure is not None or not (self._rest or self._has_calls):
-                await self._writable.park()
+                self._idle = True
+                try:
+                    await self._writable.park()
+                finally:
+                    self._idle = False
             await link.stream.send_all(self._next_write())
 
     @property
@@ -553,7 +573,7 @@ class Publisher:
                 self._finish(call)
                 if call.function is not None:
                     _require_functions(reply)
-        if self._drained:
+        if self._waiting:
             self._drained.unpark_all()
         if self._moved and link.located:
             raise BrokerUnavailable(f"this redis is not the primary any more: {self._moved}")
@@ -589,7 +609,7 @@ class Publisher:
             self.open_bytes += call.size
             self._awaited += 1
             self._unsent.append(call)
-            if self._writable:
+            if self._idle:
                 self._request_write()
 
     def _finish(self, call: _Call, unanswered: str = "") -> None:
@@ -603,17 +623,20 @@ class Publisher:
         if call.done is not None:
             self._awaited -= not call.patient
             self._patient |= call.patient
-        if self._uncongested and not self.congested:
-            self._uncongested.unpark_all()
-        if self._answered:
+        if self._waiting:
             self._answered.unpark_all()
+            if not self.congested:
+                self._uncongested.unpark_all()
         if call.done is _pong:
             return
         answers = call.answers
         if call.function is not None:
             self._finish_function(call, unanswered)
             return
-        taken = sum([type(answer) is int for answer in answers])
+        if len(answers) == 1:
+            taken = int(type(answers[0]) is int)
+        else:
+            taken = sum([type(answer) is int for answer in answers])
         self.published += taken
         if taken == call.count:
             if call.done_all is not None:

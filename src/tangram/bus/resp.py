@@ -199,6 +199,10 @@ class Link:
         self.reader.setmaxbuf(READER_BUFFER)
         self._plain = stream if isinstance(stream, PlainStream) else None
         self._nowait = stream if isinstance(stream, NowaitStream) else None
+        self.send_nowait: Callable[[bytes], int] = _send_nothing
+        """Sends bytes at once, and returns how many; the caller sends the others by ``stream``."""
+        if self._nowait is not None:
+            self.send_nowait = self._nowait.send_nowait
         self.nowait = self._nowait is not None
         """Whether ``receive_nowait`` and ``send_nowait`` can do anything: not with TLS."""
         self._buffer = mmap(-1, RECEIVE_BUFFER, MAP_PRIVATE | MAP_ANONYMOUS)
@@ -247,8 +251,13 @@ class Link:
                 pass
             return result
 
+        feed, buffer = self.reader.feed, cast("bytes", self._buffer)
+
         def take(size: int) -> T | None:
-            self._feed(size)
+            if not size:
+                self._count(size)
+            feed(buffer, 0, size)
+            self.chunks += 1
             return handle(size)
 
         return await self._plain.serve(self.readiness, self._buffer, take)
@@ -269,10 +278,6 @@ class Link:
         self.reader.feed(chunk)
         self.chunks += 1
         return len(chunk)
-
-    def send_nowait(self, data: bytes) -> int:
-        """Send bytes at once, and return how many; the caller sends the others by ``stream``."""
-        return self._nowait.send_nowait(data) if self._nowait is not None else 0
 
     async def share(self, *tasks: Callable[[Link], Awaitable[None]]) -> None:
         """Run tasks until one of them returns or loses the connection; then cancel the others."""
@@ -309,6 +314,10 @@ class Link:
                 await trio.lowlevel.checkpoint()
             if self.chunks == before:
                 raise BrokerUnavailable(f"redis did not answer a ping within {PING_TIMEOUT:g} s")
+
+
+def _send_nothing(_data: bytes) -> int:
+    return 0
 
 
 async def _greet(link: Link) -> None:

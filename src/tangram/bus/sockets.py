@@ -125,16 +125,26 @@ class PlainStream(trio.abc.Stream):
             BrokenResourceError: the connection broke.
             ClosedResourceError: this stream is closed.
         """
+        if self._closed:
+            raise trio.ClosedResourceError
+        read = self._socket.recv_into
 
         def step() -> T | None:
-            while (size := self._read_into(buffer)) >= 0:
+            # As ``_read_into``, without a call of Python for each message.
+            while True:
+                full, self._full_reads = self._full_reads, 0
+                try:
+                    size = read(buffer, 0 if full else READ_SIZE)
+                except BlockingIOError:
+                    return None
+                except OSError as error:
+                    raise trio.BrokenResourceError(str(error)) from error
+                if size == READ_SIZE and not full:
+                    self._full_reads = 1
                 result = handle(size)
                 if result is not None or not self._full_reads:
                     return result
-            return None
 
-        if self._closed:
-            raise trio.ClosedResourceError
         self._served_by = readiness
         try:
             return await readiness.serve(self._socket, step, gathers=False)
@@ -162,9 +172,10 @@ class PlainStream(trio.abc.Stream):
 
         The next ``send_all`` raises the error then. No other task may be in ``send_all``.
         """
-        with contextlib.suppress(OSError):
+        try:
             return self._socket.send(data)
-        return 0
+        except OSError:
+            return 0
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all bytes, without a checkpoint if the socket accepts them at once.

@@ -119,22 +119,27 @@ class Run(Sequence[Encoded]):
     The transport that joins their frames first stores the result in ``wire``, so that this is done once.
     """
 
-    __slots__ = ("_items", "first", "length", "size", "texts", "wire")
+    __slots__ = ("_items", "first", "length", "only", "size", "texts", "wire")
 
     def __init__(self, items: Iterable[Encoded] = (), *, texts: list[bytes] | None = None) -> None:
         """Make a run of ``items``, or of the ``texts`` of messages without keys.
 
         Texts are turned into ``Encoded`` objects only when ``items`` is read.
         """
-        self._items = tuple(items) if texts is None else None
+        self._items = found = tuple(items) if texts is None else None
         self.texts = texts
+        self.wire: bytes | None = None
+        self.only = found[0] if found is not None and len(found) == 1 else None
+        """The only message; None if there are several, or ``texts``."""
+        if self.only is not None:
+            self.length, self.size, self.first = 1, self.only.size, self.only.size
+            return
         sizes = list(map(len, texts)) if texts is not None else [item.size for item in self.items]
         self.length = len(sizes)
         self.size = sum(sizes)
         """Bytes of the ``data`` of all messages."""
         self.first = sizes[0] if sizes else 0
         """Bytes of the ``data`` of the first message."""
-        self.wire: bytes | None = None
 
     @property
     def items(self) -> tuple[Encoded, ...]:

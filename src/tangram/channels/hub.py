@@ -654,8 +654,13 @@ class Hub:
     def acknowledge(outbox: Outbox, replies: Sequence[ReplyTo | SocketMessage | None]) -> None:
         """Reply ``ok`` to all of these at once, except None and frames without ``ref``."""
         acknowledged = outbox.serializer.encode_acknowledgements(replies)
-        if acknowledged:
-            outbox.put_run(Run(texts=acknowledged))
+        if not acknowledged:
+            return
+        run = Run(texts=acknowledged)
+        if outbox.corked:
+            outbox.put_run(run)
+        else:
+            put_run_all((outbox,), run)
 
     def statistics(self) -> HubStatistics:
         """Return the numbers of this hub."""

@@ -102,7 +102,16 @@ def is_document(text: bytes) -> bool:
     False for scalars, leading blanks, a byte-order mark, text after the document, NaN, bad UTF-8, lone
     surrogates, a number beyond a double, and nesting deeper than ``MAX_DEPTH``.
     """
-    return text[:1] in (b"{", b"[") and is_value(text)
+    if text[:1] not in (b"{", b"["):
+        return False
+    if len(text) > SHALLOW:
+        return is_value(text)
+    # As ``is_sound``, without calls: nearly all messages are as small as this.
+    try:
+        _decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def is_value(text: bytes) -> bool:

@@ -55,6 +55,7 @@ class Outbox:
         "_limit",
         "_total",
         "conflated",
+        "corked",
         "disconnect",
         "express",
         "express_parts",
@@ -79,6 +80,8 @@ class Outbox:
         self.wake = wake
         self.max_backlog = max_backlog
         self.max_exempt = max_exempt
+        self.corked = False
+        """Whether writes wait, while the frames of one read are handled: their replies go out together."""
         self._exempt = 0
         self.express: Callable[[bytes], int] | None = None
         """Sends framed bytes without blocking, and returns how many it took; None while anything waits."""
@@ -240,7 +243,12 @@ class Outbox:
 
 def put_run_all(outboxes: Sequence[Outbox], run: Run) -> None:
     """Add all messages of a run, which must have no keys, to many outboxes."""
-    if run.size >= LARGE and run.length == 1 and len(outboxes) == 1 and _put_parts(outboxes[0], run):
+    if (
+        run.size >= LARGE
+        and run.only is not None
+        and len(outboxes) == 1
+        and _put_parts(outboxes[0], run.only, run)
+    ):
         return
     behind = run.size - run.first
     wire: bytes | None = None
@@ -264,12 +272,12 @@ def put_run_all(outboxes: Sequence[Outbox], run: Run) -> None:
             outbox.sent_part(run, sent)
 
 
-def _put_parts(outbox: Outbox, run: Run) -> bool:
+def _put_parts(outbox: Outbox, item: Encoded, run: Run) -> bool:
     """Send a large message to its only receiver; return False if it has to wait."""
     if outbox.express is None or outbox.express_parts is None:
         return False
     try:
-        left = outbox.express_parts(run.items[0])
+        left = outbox.express_parts(item)
     except OSError:
         return False
     if left:

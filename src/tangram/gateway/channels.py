@@ -339,8 +339,9 @@ class Channels:
 
     def publish_batch(self, batch: Batch) -> None:
         """Publish the messages of a batch; its pushes are replied to once Redis has taken them."""
-        if batch.messages:
-            self.publish(batch.messages, batch.done if any(batch.replies) else None)
+        messages = batch.messages
+        if messages:
+            self.publish(messages, batch.done if any(batch.replies) else None)
 
     def authorize(self, session: Session, request: Authorize) -> None:
         """Check a join; it waits in line if many clients join at once."""
@@ -409,7 +410,9 @@ class Channels:
         if self._has_gap:
             self._announce_gap()
         if self._recovery is None:
-            self.publish(self.hub.deliver(batch))
+            publications = self.hub.deliver(batch)
+            if publications:
+                self.publish(publications)
         else:
             self._recovery.deliver(batch)
 

@@ -90,9 +90,8 @@ def _head(item: Encoded) -> bytes:
 
 def join(run: Run) -> bytes:
     """Return the frames of a run in one piece, and store them in ``run.wire``."""
-    if run.texts is None and run.length == 1:
-        item = run.items[0]
-        run.wire = wire = item.wire or frame(item)
+    if run.only is not None:
+        run.wire = wire = run.only.wire or frame(run.only)
     elif run.texts is None:
         run.wire = wire = b"".join([item.wire or frame(item) for item in run.items])
     else:
@@ -121,7 +120,6 @@ class Pump:
         "_spawn",
         "_statistics",
         "connection",
-        "corked",
         "end_at",
         "protocol",
         "write_timeout",
@@ -151,8 +149,6 @@ class Pump:
         self._outbox = _NOTHING
         # Compressed frames differ for each connection.
         self._express = None if protocol.extensions else connection.sock.send
-        self.corked = False
-        """Whether writes wait, while the frames of one read are handled: their replies go out together."""
         self.end_at = NEVER
         """The time at which the connection ends at the latest; set once it is to end."""
         self._spawn = spawn
@@ -171,7 +167,7 @@ class Pump:
     def wake(self) -> None:
         """Send all messages of the outbox, unless an earlier write is unfinished."""
         if self._rest is None:
-            if not self.corked and self._send_all():
+            if not self._outbox.corked and self._send_all():
                 self._spawn(self._write_rest)
         elif self._outbox.disconnect is not None:
             self._begin_end()
@@ -179,7 +175,9 @@ class Pump:
 
     def flush(self) -> None:
         """Send everything that waits in one write; it never blocks and never raises."""
-        if self._rest is None and self._send_all():
+        # With an ``express`` the outbox is open and has nothing that waits.
+        nothing = self._outbox.express is not None and not self._control
+        if not nothing and self._rest is None and self._send_all():
             self._spawn(self._write_rest)
 
     def _send_all(self) -> bool:

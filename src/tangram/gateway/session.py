@@ -80,6 +80,7 @@ class Session:
     __slots__ = (
         "_cheap",
         "_checked",
+        "_now",
         "_owner",
         "_small",
         "_unfinished",
@@ -105,7 +106,8 @@ class Session:
         self.outbox = outbox
         self.turns: ClientTurns = owner.turns.client(lambda: info.address)
         """The turns of this client."""
-        self.began = self.last_seen = trio.current_time()
+        self._now = trio.lowlevel.current_clock().current_time
+        self.began = self.last_seen = self._now()
         self.transport: TransportSocket | None = None
         """The TCP socket under the connection, if there is one: it knows the round-trip time."""
         self.pushes: SessionPushes | None = None
@@ -135,7 +137,7 @@ class Session:
             frames: pairs of opcode and payload; the payload of a text frame may be bytes or str, and that of
                 a large frame may be in pieces.
         """
-        now = self.last_seen = trio.current_time()
+        now = self.last_seen = self._now()
         owner, outbox, machine = self._owner, self.outbox, self.socket
         push, replying, decode = machine.push, machine.push_replies, outbox.serializer.decode
         cheap, declared = self._cheap, owner.declared
@@ -177,7 +179,6 @@ class Session:
                     batch.replies.append(message if replying else None)
         finally:
             owner.publish_batch(batch)
-        owner.presence_changed()
 
     @property
     def max_message(self) -> int:
@@ -269,14 +270,14 @@ class Session:
     def carry_out(self, effects: Sequence[Effect]) -> None:
         """Carry out effects of the socket machine."""
         self._owner.publish_batch(self._carry_out(effects, Batch(self.socket)))
-        self._owner.presence_changed()
 
     def _carry_out(self, effects: Sequence[Effect], batch: Batch) -> Batch:
         """Carry out effects, and return the batch for the publications that follow.
 
         An effect that may publish for itself comes after the publications before it: the batch is handed
-        over first, and a new one begins.
+        over first, and a new one begins. Pushes do not come here, and change no presence.
         """
+        self._owner.presence_changed()
         for effect in effects:
             if isinstance(effect, Publish):
                 batch.messages.append((effect.channel, effect.payload))

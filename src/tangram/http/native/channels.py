@@ -270,12 +270,12 @@ class ChannelSocket:
         session, pump = self._session, self._pump
         try:
             await session.prepare()
-            pump.corked = True
+            session.outbox.corked = True
             session.resume()
         except Exception as error:  # noqa: BLE001 - an error of the channels ends this connection only
             self._crash(error)
         finally:
-            pump.corked = False
+            session.outbox.corked = False
         pump.flush()
 
     def _crash(self, error: Exception) -> None:
@@ -310,29 +310,28 @@ class ChannelSocket:
         messages = assembler.feed(data)
         if assembler.controls != controls and not self._spend(assembler.controls - controls):
             messages = []
-        pump.corked = True
+        session.outbox.corked = True
         try:
             if messages:
                 session.feed(messages)
         except Exception as error:  # noqa: BLE001 - an error of the channels ends this connection only
             self._crash(error)
         finally:
-            pump.corked = False
+            session.outbox.corked = False
         pending = assembler.pending
         if pending or self._pending.size:
             if messages:
                 self._pending.restart()
             self._pending.update(pending)
-        writes = protocol.data_to_send()
-        if writes:
-            pump.control(writes)
+        if protocol.writes:
+            pump.control(protocol.data_to_send())
         if protocol.parser_exc is not None:
             sent = protocol.close_sent
             session.outbox.close(TOO_BIG if sent is not None and sent.code == TOO_BIG.code else ABUSE)
         elif protocol.close_rcvd is not None:
             session.outbox.close(GONE)
         pump.flush()
-        return protocol.state is OPEN or (protocol.close_rcvd is None and protocol.parser_exc is None)
+        return (protocol.close_rcvd is None and protocol.parser_exc is None) or protocol.state is OPEN
 
 
 async def _end() -> bool:

@@ -65,26 +65,18 @@ class FragmentBuffer:
     An empty fragment adds no byte, so that any number of them may come.
     """
 
-    __slots__ = ("_buffer", "_opcode")
+    __slots__ = ("buffer", "opcode")
 
     def __init__(self) -> None:
-        self._opcode = 0
-        self._buffer = PieceBuffer()
-
-    @property
-    def size(self) -> int:
-        """Bytes so far."""
-        return self._buffer.size
-
-    @property
-    def open(self) -> bool:
-        """Whether a message has begun and not ended."""
-        return self._opcode != 0
+        self.opcode = 0
+        """The opcode of the message that has begun and not ended; 0 without one."""
+        self.buffer = PieceBuffer()
+        """Its bytes so far."""
 
     def add(self, frame: Frame) -> tuple[int, bytes | Pieces] | None:
         """Add a data frame; return the message, ``(opcode, payload)``, if the frame completes it."""
         data = bytes(frame.data)
-        if frame.fin and len(data) <= LARGE and not self._opcode and frame.opcode != Opcode.CONT:
+        if frame.fin and len(data) <= LARGE and not self.opcode and frame.opcode != Opcode.CONT:
             return int(frame.opcode), data
         payload = PieceBuffer()
         payload.append(data)
@@ -95,14 +87,14 @@ class FragmentBuffer:
     ) -> tuple[int, bytes | Pieces] | None:
         """Add a data frame whose payload is in pieces, and take these; the same as ``add``."""
         if opcode != Opcode.CONT:
-            if fin and not self._opcode:
+            if fin and not self.opcode:
                 return opcode, payload.take()
-            self._opcode = opcode
-        self._buffer.extend(payload)
+            self.opcode = opcode
+        self.buffer.extend(payload)
         if not fin:
             return None
-        message = self._opcode, self._buffer.take()
-        self._opcode = 0
+        message = self.opcode, self.buffer.take()
+        self.opcode = 0
         return message
 
 
@@ -202,7 +194,9 @@ class MessageAssembler:
                 if passed == STEP_FRAMES and not self._passing:
                     self._rest, self.more = data[at:], at < size
                     break
-        self.pending = len(self._rest) + len(self._reader.buffer) + self._fragments.size + self._payload.size
+        self.pending = (
+            len(self._rest) + len(self._reader.buffer) + self._fragments.buffer.size + self._payload.size
+        )
         return messages
 
     def discard(self) -> None:
@@ -218,7 +212,7 @@ class MessageAssembler:
 
     def _cut(self, data: bytes, at: int, size: int, messages: list[tuple[int, bytes | Pieces]]) -> int:
         """Cut common frames out; return where another frame begins, or -1 at the end of the bytes."""
-        fragmented = self._fragments.open
+        fragmented = self._fragments.opcode != 0
         while size - at >= 2:
             first, second = data[at], data[at + 1]
             # An unmasked frame ends the connection: the protocol reports it, and drops all that follows.
