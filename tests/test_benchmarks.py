@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import trio
 from benchmarks import __main__ as bench
-from benchmarks import presence, reload
+from benchmarks import presence, reload, singles
 from benchmarks.figures import recoveries
 from benchmarks.figures.judging import Watched
 from benchmarks.lib.loads import EACH, Clients, count_disordered
@@ -196,6 +197,16 @@ def test_ratios_are_taken_within_each_round() -> None:
 
     assert results.ratio("load", "tangram", "peer", "cpu_us") == 0.5
     assert math.isnan(results.ratio("load", "tangram", "absent", "cpu_us"))
+
+
+def test_servers_are_left_out_of_loads_that_they_do_not_serve() -> None:
+    """The published server does not join thousands of clients in time; a quick run measures few of them."""
+    few, many = singles.Single(100, 1, 1, ()), singles.Single(5_000, 1, 1, ())
+    whole, quick = Namespace(quick=False, only=[]), Namespace(quick=True, only=[])
+    named = Namespace(quick=True, only=["5,000"])
+
+    assert [singles.serves("ws", many, it) for it in (whole, quick, named)] == [True, False, True]
+    assert [singles.serves(singles.PUBLISHED, it, whole) for it in (few, many)] == [True, False]
 
 
 def test_processor_time_is_counted_finely() -> None:

@@ -263,8 +263,9 @@ class Valkey(Process):
         from tangram.broker.embedded import find_server, server_arguments
 
         self.port = free_port()
+        self.socket = folder / f"valkey-{self.port}.sock"
         super().__init__(
-            list(server_arguments(find_server(), self.port)),
+            [*server_arguments(find_server(), self.port), "--unixsocket", str(self.socket)],
             cpus=LOAD_CPUS,
             log=folder / f"valkey-{self.port}.log",
         )

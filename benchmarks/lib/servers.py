@@ -85,8 +85,11 @@ def start_tangram(
     plugin: str = "",
     channel: str = UNLIMITED,
     workers: int = 1,
+    by_socket: bool = False,
 ) -> Server:
     """Start ``python -m tangram serve`` with an external broker and no access log.
+
+    It reaches the broker by its port, or ``by_socket`` as it reaches an embedded one.
 
     ``channel`` holds lines of TOML for ``[channel]``, ``plugin`` names a module of ``benchmarks/plugin``.
     More than one worker may use all processors.
@@ -97,7 +100,9 @@ def start_tangram(
     if plugin:
         _install_plugin(folder, "tangram", plugin)
     plugins = [plugin] if plugin else []
-    return _start_ours(folder, Path(sys.executable), engine, plugins, channel, workers=workers)
+    return _start_ours(
+        folder, Path(sys.executable), engine, plugins, channel, workers=workers, by_socket=by_socket
+    )
 
 
 def start_bare_node(folder: Path, name: str, valkey: Valkey, rules: str = "") -> Server:
@@ -148,12 +153,14 @@ def _start_ours(
     *,
     workers: int = 1,
     valkey: Valkey | None = None,
+    by_socket: bool = False,
 ) -> Server:
     """Start a server, on a Redis of its own unless one is given."""
     valkey, port = valkey or Valkey(folder), free_port()
+    url = f"unix://{valkey.socket}" if by_socket else valkey.url
     config = folder / "tangram.toml"
     config.write_text(
-        f'[core]\nplugins = {json.dumps(plugins)}\nredis_url = "{valkey.url}"\n[server]\nport = {port}\n'
+        f'[core]\nplugins = {json.dumps(plugins)}\nredis_url = "{url}"\n[server]\nport = {port}\n'
         f'workers = {workers}\nengine = "{engine}"\nmax_connections_per_address = 0\n[channel]\n{channel}'
     )
     path = os.pathsep.join(map(str, (folder, PLUGIN, ROOT / "src")))

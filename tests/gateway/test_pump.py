@@ -19,8 +19,10 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
+from tangram.channels.codec import encode_acknowledgements
 from tangram.channels.disconnects import OVERLOAD, RESTART
-from tangram.channels.frames import BINARY, TEXT, Encoded, Run
+from tangram.channels.frames import BINARY, TEXT, Encoded, ReplyTo, Run
+from tangram.channels.hub import Hub
 from tangram.channels.outbox import LARGE, Outbox, put_run_all
 from tangram.gateway.pump import CLOSE_TIME, MAX_CONTROL, Pump, PumpStatistics, frame, join
 
@@ -243,6 +245,29 @@ async def test_close_frame_comes_after_waiting_messages() -> None:
         rig.pump.flush()
 
         assert rig.wire.read() == b"\x81\x04last\x88\x09\x03\xf4restart"
+
+
+async def test_replies_to_pushes_leave_at_once_unless_they_are_corked() -> None:
+    """With nothing that waits they pass by the outbox; those of one read go together, behind what waits."""
+    to = [ReplyTo("1", str(ref), "t") for ref in range(3)]
+    frames = [frame(Encoded(TEXT, encode_acknowledgements([one])[0])) for one in to]
+    async with open_rig() as rig:
+        Hub.acknowledge(rig.outbox, to[:1])
+        assert rig.wire.read() == frames[0]
+        assert (rig.statistics.writes, rig.outbox.pending) == (0, 0)
+
+        rig.outbox.corked = True
+        Hub.acknowledge(rig.outbox, to[1:2])
+        Hub.acknowledge(rig.outbox, to[2:])
+        assert rig.wire.read() == b""
+        rig.pump.control([b"pong"])
+        rig.outbox.corked = False
+        rig.pump.flush()
+
+        assert rig.wire.read() == b"pong" + frames[1] + frames[2]
+        assert rig.statistics.writes == 1
+        rig.pump.flush()
+        assert rig.statistics.writes == 1
 
 
 async def test_corked_answers_go_together() -> None:
