@@ -161,6 +161,24 @@ async def test_presence_is_gathered_over_50_ms(
     nursery.cancel_scope.cancel()
 
 
+async def test_presence_follows_a_command_without_a_frame_of_a_client(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """A topic that a plugin closes has its difference after the window, not at the next sweep."""
+    bus = FakeBus()
+    channels = Channels(Settings(), SECRET, bus.publish_all, new_id=counting_ids())
+    await nursery.start(channels.run)
+    client = Client(channels)
+    client.join("obs")
+    await trio.sleep(0.1)
+    assert len(bus.payloads("to:obs:presence_diff")) == 1
+    channels.deliver([(b"to:phoenix:close", b'{"topic":"obs"}')])
+    await trio.sleep(0.1)
+
+    (_, left) = bus.payloads("to:obs:presence_diff")
+    assert msgspec.json.decode(left)["leaves"].keys() == {"alice"}
+
+
 async def test_a_full_bus_loses_no_presence(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:

@@ -247,7 +247,7 @@ class Channels:
             history,
             call,
             self.hub,
-            self.publish,
+            self._announce,
             new_name=secrets.token_hex,
             nudge=nudge,
             turns=self._presence.turns,
@@ -337,6 +337,12 @@ class Channels:
             if done is not None:
                 done(dict.fromkeys(range(len(messages)), error))
 
+    def _announce(self, publications: Sequence[tuple[str, bytes]]) -> None:
+        """Publish announcements of the hub: memberships may have ended, which changes presence."""
+        if publications:
+            self.publish(publications)
+            self._presence.changed()
+
     def publish_batch(self, batch: Batch) -> None:
         """Publish the messages of a batch; its pushes are replied to once Redis has taken them."""
         messages = batch.messages
@@ -412,7 +418,7 @@ class Channels:
         if self._recovery is None:
             publications = self.hub.deliver(batch)
             if publications:
-                self.publish(publications)
+                self._announce(publications)
         else:
             self._recovery.deliver(batch)
 
