@@ -34,7 +34,7 @@ import trio
 
 from tangram.bus.reconnect import Reconnector
 from tangram.bus.resp import CONNECT_TIMEOUT, LOST, RECEIVE_SIZE, Dial, Link, dial, pack, refusal
-from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, Words, pack_head
+from tangram.bus.scripts import FunctionCall, LoadFunctions, Prefixes, Words, pack_head, require_functions
 from tangram.errors import BrokerUnavailable
 from tangram.pauses import RatePause
 from tangram.pieces import LARGE, Pieces
@@ -572,7 +572,7 @@ class Publisher:
                 answered += 1
                 self._finish(call)
                 if call.function is not None:
-                    _require_functions(reply)
+                    require_functions(reply)
         if self._waiting:
             self._drained.unpark_all()
         if self._moved and link.located:
@@ -698,11 +698,3 @@ class Publisher:
 
 def _pong(_result: object) -> None:
     """Stand for the caller of a ping, whose answer is not used."""
-
-
-def _require_functions(reply: object) -> None:
-    """End the connection if Redis has lost the functions, because the next one loads them."""
-    if isinstance(reply, hiredis.ReplyError):
-        text = str(reply)
-        if text.startswith("NOSCRIPT") or "Function not found" in text:
-            raise BrokerUnavailable(f"redis has lost the functions: {text}")

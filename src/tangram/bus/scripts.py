@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import hiredis
+
 from tangram.bus.resp import Link, pack
+from tangram.errors import BrokerUnavailable
 
 __all__ = [
     "Fence",
@@ -20,6 +23,7 @@ __all__ = [
     "Words",
     "is_publication",
     "load_all",
+    "require_functions",
 ]
 
 Words = tuple[str | bytes, ...]
@@ -110,3 +114,15 @@ class MessageHistory(Protocol):
 
     def published(self, answer: Any) -> int:
         """Return the outcome of such a call from Redis' answer."""
+
+
+def require_functions(reply: object) -> None:
+    """End the connection if Redis has lost the functions, because the next one loads them.
+
+    Raises:
+        BrokerUnavailable: the answer says so.
+    """
+    if isinstance(reply, hiredis.ReplyError):
+        text = str(reply)
+        if text.startswith("NOSCRIPT") or "Function not found" in text:
+            raise BrokerUnavailable(f"redis has lost the functions: {text}")
