@@ -54,6 +54,7 @@ EXCEPTIONS: dict[str, tuple[set[str], str]] = {
     "app/test_crash_matrix.py": ({"open_process"}, "a client that polls, in a process of its own"),
     "broker/test_accounts.py": ({"EmbeddedBroker"}, ITSELF),
     "broker/test_persistence.py": ({"EmbeddedBroker"}, ITSELF),
+    "broker/test_sockets.py": ({"EmbeddedBroker"}, ITSELF),
     "broker/test_embedded.py": ({"EmbeddedBroker", "Popen", "run_process"}, ITSELF),
     "broker/test_process.py": ({"start_server"}, ITSELF),
     "cli/test_force_exit.py": ({"Popen"}, "a process that sleeps in the broker's place"),
