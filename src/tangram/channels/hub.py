@@ -47,7 +47,7 @@ from tangram.channels.frames import (
 from tangram.channels.hub_statistics import HubStatistics, TopicStatistics
 from tangram.channels.json_text import is_document
 from tangram.channels.membership import LIST_CREDIT, LIST_FACTOR, ListAllowance, Membership, may_list
-from tangram.channels.outbox import Outbox, put_run_all
+from tangram.channels.outbox import Outbox, put_replies, put_run_all
 from tangram.channels.presence import Presence, PresenceTracker, SharedPresence
 from tangram.channels.presence_rules import PresenceRules
 from tangram.channels.slices import SEND_COST, SLICE, Slices
@@ -654,13 +654,8 @@ class Hub:
     def acknowledge(outbox: Outbox, replies: Sequence[ReplyTo | SocketMessage | None]) -> None:
         """Reply ``ok`` to all of these at once, except None and frames without ``ref``."""
         acknowledged = outbox.serializer.encode_acknowledgements(replies)
-        if not acknowledged:
-            return
-        run = Run(texts=acknowledged)
-        if outbox.corked:
-            outbox.put_run(run)
-        else:
-            put_run_all((outbox,), run)
+        if acknowledged:
+            put_replies(outbox, Run(texts=acknowledged))
 
     def statistics(self) -> HubStatistics:
         """Return the numbers of this hub."""

@@ -22,7 +22,7 @@ from tangram.channels.disconnects import OVERLOAD, Disconnect
 from tangram.channels.frames import Encoded, Run
 from tangram.channels.serializers import V2, Serializer
 
-__all__ = ["Outbox", "OutboxStatistics", "put_run_all"]
+__all__ = ["Outbox", "OutboxStatistics", "put_replies", "put_run_all"]
 
 MAX_EXEMPT: Final = 100
 """Messages exempt from the bound that may wait at once: one for each join that a socket may have.
@@ -270,6 +270,14 @@ def put_run_all(outboxes: Sequence[Outbox], run: Run) -> None:
             continue
         if sent != length:
             outbox.sent_part(run, sent)
+
+
+def put_replies(outbox: Outbox, run: Run) -> None:
+    """Add replies, which leave at once unless other messages wait or the outbox is corked."""
+    if outbox.corked:
+        outbox.put_run(run)
+    else:
+        put_run_all((outbox,), run)
 
 
 def _put_parts(outbox: Outbox, item: Encoded, run: Run) -> bool:
