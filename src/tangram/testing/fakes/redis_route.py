@@ -23,22 +23,22 @@ class RedisRoute:
 
     def __init__(self, inner: Dial = dial_socket) -> None:
         self.inner = inner
-        self._detours: dict[tuple[str, int], tuple[str, int]] = {}
+        self._detours: dict[tuple[str, int] | str, tuple[str, int]] = {}
         self._streams: WeakSet[trio.abc.Stream] = WeakSet()
 
     async def dial(self, address: RedisAddress) -> trio.abc.Stream:
         """Return a connection to ``address``, along the current route."""
-        detour = self._detours.get((address.host, address.port))
+        detour = self._detours.get(address.path or (address.host, address.port))
         if detour is None:
             stream = await self.inner(address)
         else:
             # Not by `inner`: a broker in memory also listens on a real port.
-            stream = await dial_socket(attrs.evolve(address, host=detour[0], port=detour[1]))
+            stream = await dial_socket(attrs.evolve(address, host=detour[0], port=detour[1], path=""))
         self._streams.add(stream)
         return stream
 
-    def detour(self, *, to: tuple[str, int], through: tuple[str, int]) -> None:
-        """Lead later dials of the address ``to`` to the address ``through``."""
+    def detour(self, *, to: tuple[str, int] | str, through: tuple[str, int]) -> None:
+        """Lead later dials of ``to``, an address or a socket's path, to ``through``."""
         self._detours[to] = through
 
     def clear_detours(self) -> None:

@@ -92,11 +92,21 @@ def _redis_address(chaos: Chaos) -> tuple[str, int]:
     return address.host, address.port
 
 
+def _server_address(chaos: Chaos) -> tuple[str, int] | str:
+    """Return the server's own way to Redis: it may have a Unix socket beside the port."""
+    tree = chaos.tangram.server.tree
+    assert tree is not None
+    assert tree.broker is not None
+    address = parse_redis_url(tree.broker.server_url)
+    return address.path or (address.host, address.port)
+
+
 @asynccontextmanager
 async def _through_proxy(chaos: Chaos, host: str, port: int) -> AsyncIterator[Proxy]:
     route = chaos.tangram.redis_route
     async with open_proxy(host, port, seed=chaos.rng.randrange(1 << 30)) as proxy:
-        route.detour(to=(host, port), through=(proxy.host, proxy.port))
+        for to in _server_address(chaos), (host, port):
+            route.detour(to=to, through=(proxy.host, proxy.port))
         try:
             with trio.fail_after(DETOUR_SECONDS):
                 while proxy.connections < 2:  # one that listens, one that expect_delivery
