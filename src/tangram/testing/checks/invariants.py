@@ -491,10 +491,13 @@ def _by_supervisor(
 
 
 def _order(events: Sequence[SupervisionEvent], evidence: Evidence) -> dict[str, int]:
-    """Return the place of each child; unknown ones follow in the order of their first start."""
+    """Return the place of each child; unknown ones follow in the order of their first start.
+
+    A child may return or crash before it has started: its end tells its place then.
+    """
     own = any(event.supervisor == evidence.order_of for event in events)
     order = dict(evidence.order) if own else {}
     for event in events:
-        if event.kind == "started" and event.child is not None:
+        if event.kind in ("started", "stopped", "crashed") and event.child is not None:
             order.setdefault(event.child, len(order))
     return order
