@@ -11,7 +11,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from tangram.app import Boot
-from tangram.app.full_collections import CALM, EARLIEST, LATEST, REST, FullCollections
+from tangram.app.full_collections import CALM, EARLIEST, GROWTH, LATEST, REST, FullCollections
 from tangram.testing import open_tangram
 
 
@@ -27,6 +27,8 @@ class FakeCollector:
         self.takes = 0.0
         """Those of one."""
         self.enabled = True
+        self.left = 1000
+        """Objects that a full collection leaves."""
         self.full: list[float] = []
 
     def collect(self, generation: int = 2) -> int:
@@ -37,6 +39,10 @@ class FakeCollector:
 
     def get_count(self) -> tuple[int, int, int]:
         return 0, 0, self.middle
+
+    def get_objects(self, generation: int | None = None) -> list[Any]:
+        assert generation == 2
+        return [None] * self.left
 
     def get_threshold(self) -> tuple[int, int, int]:
         return self.threshold
@@ -117,6 +123,19 @@ async def test_full_collections_take_a_hundredth_of_the_time(
     collector.middle = LATEST
     assert await running.wait(0.3 * REST - 3) == 0
     assert await running.wait(5) == 1
+
+
+async def test_a_process_of_many_objects_collects_after_a_quarter_as_many(
+    autojump_clock: MockClock, running: Running
+) -> None:
+    """So does Python: a full collection of millions takes long, and finds little in a few new ones."""
+    collector = running.collector
+    collector.left, collector.middle = 2_800_000, EARLIEST + 1
+    assert await running.wait() == 1
+    collector.middle = 2_800_000 // GROWTH // 7000
+    assert await running.wait() == 0
+    collector.middle += 1
+    assert await running.wait() == 1
 
 
 async def test_nothing_is_collected_while_the_collector_is_disabled(
