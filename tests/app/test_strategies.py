@@ -48,7 +48,7 @@ def started(running: RunningTangram, after: int) -> list[str]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Poll until a condition holds that no event reports."""
-    with trio.fail_after(60):
+    with trio.fail_after(20):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await trio.sleep(0.01)
 
@@ -106,7 +106,7 @@ async def test_a_bus_that_restarts_alone_sends_phx_error_to_members() -> None:
         await channel.receive()
         joins = channel.joins
         await crash(running, "bus")
-        with trio.fail_after(60):
+        with trio.fail_after(20):
             while channel.joins == joins:
                 await channel.receive()
 
@@ -149,7 +149,7 @@ async def test_row_of_an_external_redis(strategy: Strategy) -> None:
         joins = channel.joins
         redis.start()
         await receive_again(running, channel)
-        with trio.fail_after(60):
+        with trio.fail_after(20):
             while channel.joins == joins:  # phx_error made it join anew
                 await channel.receive()
 
@@ -187,7 +187,7 @@ async def joined(running: RunningTangram) -> AsyncIterator[Channel]:
 async def receive_again(running: RunningTangram, channel: Channel) -> None:
     """Wait until a message that is published from now on arrives."""
     number = len(running.events) + 1000
-    with trio.fail_after(60):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_publish, running, number)
             while True:

@@ -219,7 +219,7 @@ async def test_the_childs_log_lines_are_logged() -> None:
         async with running(EmbeddedBroker(BrokerConfig(port=0))) as run:
             async with open_probe(parse_redis_url(run.broker.server_url)) as probe:
                 await probe.ask("CONFIG", "SET", "loglevel", "debug")
-                with trio.fail_after(60):
+                with trio.fail_after(20):
                     while not [
                         e for e in logs if e["log_level"] == "debug" and "Client" in str(e.get("line"))
                     ]:
@@ -411,7 +411,7 @@ async def test_an_idle_broker_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_thread_cache, "IDLE_TIMEOUT", 0.2)
     monkeypatch.setattr(subprocess, "Popen", Popen)
     broker = EmbeddedBroker(BrokerConfig(port=0))
-    with trio.fail_after(60):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             url = await nursery.start(broker.run)
             pid = broker.statistics().pid

@@ -35,7 +35,7 @@ async def test_it_ends_the_process_and_reports_each_task(
         nursery.start_soon(stubborn)
         await trio.testing.wait_all_tasks_blocked()
         resort.arm(0.01, asked_for=asked_for)
-        ended = await trio.to_thread.run_sync(lambda: ends.get(timeout=60))
+        ended = await trio.to_thread.run_sync(lambda: ends.get(timeout=20))
         nursery.cancel_scope.cancel()
 
     assert ended == status
@@ -72,7 +72,7 @@ async def test_it_ends_the_process_although_standard_error_blocks(
 
     resort.arm(0.01, asked_for=True)
     try:
-        assert await trio.to_thread.run_sync(lambda: ends.get(timeout=60)) == 0
+        assert await trio.to_thread.run_sync(lambda: ends.get(timeout=20)) == 0
     finally:
         freed.set()
 
@@ -84,7 +84,7 @@ async def test_only_the_first_call_of_arm_counts(ends: "queue.Queue[int]") -> No
 
     resort.arm(0.01, asked_for=False)
     resort.arm(60, asked_for=True)
-    assert await trio.to_thread.run_sync(lambda: ends.get(timeout=60)) == 70
+    assert await trio.to_thread.run_sync(lambda: ends.get(timeout=20)) == 70
     assert ends.empty()
 
 
@@ -99,6 +99,6 @@ async def test_it_ends_the_broker_too(ends: "queue.Queue[int]") -> None:
     resort.watch()
 
     resort.arm(0.01, asked_for=True)
-    await trio.to_thread.run_sync(lambda: ends.get(timeout=60))
+    await trio.to_thread.run_sync(lambda: ends.get(timeout=20))
 
-    assert child.wait(timeout=60) == -9
+    assert child.wait(timeout=20) == -9

@@ -43,7 +43,7 @@ async def test_an_error_of_the_block_leaves_without_a_group(autojump_clock: Mock
 
 
 async def test_a_failed_test_names_the_plugins_that_were_left_stopped(autojump_clock: MockClock) -> None:
-    """The reply to a push says ``restarting``, and the note has the cause and the line."""
+    """The reply to a push says ``quarantined``, and the note has the cause and the line."""
     plugin = tangram.Plugin()
     channel = plugin.channel("desk")
 
@@ -54,7 +54,7 @@ async def test_a_failed_test_names_the_plugins_that_were_left_stopped(autojump_c
     async def tide(state: tangram.BackendState) -> None:
         raise OSError("no table")
 
-    with pytest.raises(tangram.Refused, match="restarting") as raised:
+    with pytest.raises(tangram.Refused, match="quarantined") as raised:
         async with (
             open_tangram([plugin], {"supervisor": {"plugin_restarts": 0}}, fakes=True) as running,
             running.join("desk") as joined,
