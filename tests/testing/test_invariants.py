@@ -170,6 +170,17 @@ def test_a_late_or_cancelled_child_has_no_turn_in_a_stop() -> None:
     assert broken(Evidence(events=late), ["stops_in_reverse_order"]) == []
 
 
+def test_a_child_that_returned_before_its_start_has_its_place_in_the_next_life() -> None:
+    """Until then the supervisor does without it; a child that is started again at once comes last."""
+    over = event("stopped", None)
+    returned = event("stopped", "bus", cause="returned before its start")
+    without = [returned, UP[1], UP[2], DOWN[0], DOWN[1], over]
+    check(Evidence(events=[*without, *UP, *DOWN, over]))
+    check(Evidence(events=[returned, UP[1], UP[2], UP[0], DOWN[2], DOWN[0], DOWN[1], over]))
+    with pytest.raises(InvariantBroken, match="bus of incarnation was started after a later child"):
+        check(Evidence(events=[*UP, over, *without, *UP, DOWN[2], event("planned", None), UP[1], UP[0]]))
+
+
 def test_a_failed_requested_restart_stops_the_others_in_order() -> None:
     """The requested stop is over when the failed start stops the others."""
     failed = [

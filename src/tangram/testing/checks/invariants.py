@@ -210,7 +210,7 @@ def ends_with_its_status(evidence: Evidence) -> Iterator[str]:
 @_invariant
 def starts_in_order(evidence: Evidence) -> Iterator[str]:
     """Children of one supervisor are started in their order."""
-    for supervisor, events in _by_supervisor(evidence.events):
+    for supervisor, events in _lives(evidence.events):
         order = _order(events, evidence)
         last = -1
         alone: set[str | None] = set()
@@ -236,7 +236,7 @@ def stops_in_reverse_order(evidence: Evidence) -> Iterator[str]:
     This holds at the end, in a restart, and where a supervisor gives up.
     """
     late = {event.child for event in evidence.events if event.kind == "stubborn"}
-    for supervisor, events in _by_supervisor(evidence.events):
+    for supervisor, events in _lives(evidence.events):
         order = {
             name: place
             for name, place in _order(events, evidence).items()
@@ -490,14 +490,27 @@ def _by_supervisor(
         yield key[0], found
 
 
-def _order(events: Sequence[SupervisionEvent], evidence: Evidence) -> dict[str, int]:
-    """Return the place of each child; unknown ones follow in the order of their first start.
+def _lives(events: Sequence[SupervisionEvent]) -> Iterator[tuple[str, list[SupervisionEvent]]]:
+    """Yield the events of each supervisor from its start to its end.
 
-    A child may return or crash before it has started: its end tells its place then.
+    A child that returned before its start in one life has its place again in the next one.
     """
+    for supervisor, found in _by_supervisor(events):
+        life: list[SupervisionEvent] = []
+        for event in found:
+            life.append(event)
+            if event.kind == "stopped" and event.child is None:
+                yield supervisor, life
+                life = []
+        if life:
+            yield supervisor, life
+
+
+def _order(events: Sequence[SupervisionEvent], evidence: Evidence) -> dict[str, int]:
+    """Return the place of each child; unknown ones follow in the order of their first start."""
     own = any(event.supervisor == evidence.order_of for event in events)
     order = dict(evidence.order) if own else {}
     for event in events:
-        if event.kind in ("started", "stopped", "crashed") and event.child is not None:
+        if event.kind == "started" and event.child is not None:
             order.setdefault(event.child, len(order))
     return order
